@@ -1,0 +1,350 @@
+// The loop. See local_scheduler.h.
+#include "local_scheduler.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace fastray {
+
+std::string LocalScheduler::start(const Fds& fds) {
+  fds_ = fds;
+  std::string problem = Segment::attach(fds.segment, &segment_);
+  if (problem.empty()) problem = process_.attach(segment_, kProcNode, 0, fds.bell);
+  if (problem.empty()) problem = open_everything(fds);
+  if (!problem.empty()) return problem;
+  reaper_ = std::make_unique<Reaper>(&process_);
+  Header& header = segment_.header();
+  SchedulerState::Limits limits;
+  limits.cpus = std::max(header.cpus, 1u);
+  limits.cpu = -1;
+  uint32_t resources = header.resources_used.load(std::memory_order_acquire);
+  for (uint32_t i = 0; i < resources; ++i) {
+    limits.total[i] = static_cast<int64_t>(header.resources[i].total);
+    if (strcmp(header.resources[i].name, "CPU") == 0) limits.cpu = static_cast<int>(i);
+    if (strcmp(header.resources[i].name, "GPU") == 0) limits.gpu = static_cast<int>(i);
+  }
+  if (limits.cpu < 0) return "the segment names no CPU resource";
+  state_ = std::make_unique<SchedulerState>(limits);
+  make_default_class();
+  logs_.set_fd(fds.log);
+  return "";
+}
+
+std::string LocalScheduler::open_everything(const Fds& fds) {
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  sigset_t children;
+  sigemptyset(&children);
+  sigaddset(&children, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &children, nullptr);
+  signals_ = signalfd(-1, &children, SFD_NONBLOCK | SFD_CLOEXEC);
+  if (epoll_ < 0 || signals_ < 0) return std::string("epoll or signalfd: ") + strerror(errno);
+  bool ok = watch(fds.bell, EPOLLIN, kBell, 0) && watch(signals_, EPOLLIN, kChildren, 0);
+  if (ok && fds.driver >= 0) {
+    ok = watch(fds.driver, EPOLLIN | EPOLLRDHUP, kDriver, 0);
+    // the socket's end may be open in a child of the driver: its death is told by the pidfd
+    ucred peer{};
+    socklen_t bytes = sizeof peer;
+    if (getsockopt(fds.driver, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 && peer.pid > 0) {
+      driver_pidfd_ = os::pidfd_open(peer.pid);
+      if (driver_pidfd_ >= 0) ok = ok && watch(driver_pidfd_, EPOLLIN, kDriverDeath, 0);
+      if (driver_pidfd_ == -ESRCH) leaving_ = driver_gone_ = true;
+    }
+  }
+  return ok ? "" : std::string("epoll_ctl: ") + strerror(errno);
+}
+
+// Class 0 is one CPU and no runtime_env, whoever comes first.
+void LocalScheduler::make_default_class() {
+  Header& header = segment_.header();
+  Class& c = segment_.cls(0);
+  uint32_t expected = 0;
+  if (c.state.compare_exchange_strong(expected, entry_writing(0), std::memory_order_acq_rel)) {
+    for (uint32_t i = 0; i < kResourcesMax; ++i)
+      c.demand[i] = i < header.resources_used && strcmp(header.resources[i].name, "CPU") == 0
+                        ? static_cast<uint64_t>(SchedulerState::kUnit)
+                        : 0;
+    c.state.store(kEntryUsed, std::memory_order_release);  // SYNC POINT: class-entry
+  }
+  expected = 0;
+  header.classes_used.compare_exchange_strong(expected, 1, std::memory_order_acq_rel);
+}
+
+void LocalScheduler::set_ready() {
+  segment_.header().node_ready.store(1, std::memory_order_release);
+  os::futex_wake(&segment_.header().node_ready, INT32_MAX);
+  uint32_t procs = segment_.header().procs_used.load(std::memory_order_acquire);
+  for (uint32_t s = 1; s < procs; ++s) Process::wake_process(segment_, s);
+}
+
+NodeRequest LocalScheduler::run() {
+  for (;;) {
+    int64_t now = os::now_ns();
+    if (!leaving_ && requests_.empty()) step(now);
+    if (leaving_) {
+      kill_all();
+      return NodeRequest{};
+    }
+    if (!requests_.empty()) {
+      NodeRequest request = std::move(requests_.front());
+      requests_.pop_front();
+      return request;
+    }
+    wait(now);
+  }
+}
+
+// ---- looking ---------------------------------------------------------------------------------------
+
+void LocalScheduler::step(int64_t now) {
+  look(now);
+  actions_.clear();
+  state_->decide(now, &actions_);
+  for (const SchedulerAction& action : actions_) apply(action, now);
+  if (!actions_.empty()) {
+    write_lease_counts();
+    moved_ = true;
+  }
+  wake_stuck();
+  if (now >= sweep_at_) {
+    if (reaper_->has_adopted()) reaper_->sweep();
+    sweep_at_ = now + kSweepNs;
+  }
+  tick_ = moved_ ? kTickMin : std::min(tick_ * 2, kTickMax);
+  if (!is_quiet())
+    quiet_since_ = -1;
+  else if (quiet_since_ < 0)
+    quiet_since_ = now;
+  if (!preload_.empty() && quiet_since_ >= 0 && now - quiet_since_ >= kDormantAfter) {
+    NodeRequest request;
+    request.kind = NodeRequest::kPreload;
+    request.text.swap(preload_);
+    requests_.push_back(std::move(request));
+  }
+}
+
+// Importing takes its time and the loop stands still meanwhile: when nothing else is to do.
+void LocalScheduler::preload_later(const std::string& modules) {
+  if (!preload_.empty()) preload_ += '\n';
+  preload_ += modules;
+}
+
+void LocalScheduler::look(int64_t now) {
+  bool classes_moved = look_at_classes();
+  moved_ = look_at_workers(now) || classes_moved;
+}
+
+bool LocalScheduler::look_at_classes() {
+  bool moved = false;
+  uint32_t used = segment_.header().classes_used.load(std::memory_order_acquire);
+  if (classes_.size() < used) classes_.resize(used);
+  for (uint32_t c = 0; c < used; ++c) {
+    Class& cls = segment_.cls(c);
+    if (cls.state.load(std::memory_order_acquire) != kEntryUsed) continue;  // SYNC POINT: class-entry
+    if (!state_->knows_class(c)) {
+      Units demand{};
+      for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(cls.demand[i]);
+      state_->class_seen(c, demand, cls.runtime_env);
+      moved = true;
+    }
+    if (state_->leases(c) == 0 && !proc_set::has(cls.sleeping, 0)) state_->class_stand_taken(c);
+    bool backlog = process_.backlog(cls);
+    uint64_t heads = 0;
+    proc_set::find(cls.producers, [&](uint32_t slot) {
+      uint32_t q = cls.queues[slot].load(std::memory_order_acquire);
+      if (q != 0) heads += segment_.queue(q).head.load(std::memory_order_relaxed);
+      return false;
+    });
+    classes_[c].stuck = backlog && heads == classes_[c].heads;
+    moved = moved || heads != classes_[c].heads;
+    classes_[c].heads = heads;
+    state_->class_backlog(c, backlog);
+    // A waker may have named a worker after its lease had gone: such a bit would keep others asleep.
+    proc_set::find(cls.polling, [&](uint32_t slot) {
+      if (segment_.proc(slot).lease.load(std::memory_order_acquire) != c + 1) proc_set::take(cls.polling, slot);
+      return false;
+    });
+  }
+  return moved;
+}
+
+bool LocalScheduler::look_at_workers(int64_t now) {
+  bool moved = false;
+  for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
+    Worker& w = workers_[slot];
+    if (!w.used) continue;
+    Proc& p = segment_.proc(slot);
+    if (p.state.load(std::memory_order_acquire) != kProcAlive) continue;  // SYNC POINT: proc-alive
+    if (w.heartbeat == 0) {
+      w.heartbeat = 1;
+      failed_starts_ = 0;
+      moved = true;
+    }
+    uint64_t heartbeat = p.heartbeat.load(std::memory_order_relaxed) + 1;
+    moved = moved || heartbeat != w.heartbeat;
+    w.heartbeat = heartbeat;
+    uint32_t lease = p.lease.load(std::memory_order_acquire);
+    if (state_->is_leased(slot) && lease == 0) {
+      state_->lease_returned(slot, now);
+      moved = true;
+    }
+    bool blocked = p.blocked.load(std::memory_order_acquire) != 0;
+    state_->worker_blocked(slot, blocked);
+    bool idle = lease == 0 || proc_set::has(segment_.cls(lease - 1).sleeping, slot);
+    state_->worker_idle(slot, idle && !blocked, now);
+  }
+  return moved;
+}
+
+// ---- acting ----------------------------------------------------------------------------------------
+
+void LocalScheduler::apply(const SchedulerAction& action, int64_t now) {
+  switch (action.kind) {
+    case SchedulerAction::kGrant:
+      return grant(action);
+    case SchedulerAction::kRevoke:
+      return revoke(action.worker, now);
+    case SchedulerAction::kFork:
+      (void)prepare_fork(action.env, now);
+      return;
+    case SchedulerAction::kExit:
+      segment_.proc(action.worker).exiting.store(1, std::memory_order_seq_cst);
+      return Process::wake_process(segment_, action.worker);
+    case SchedulerAction::kStand:
+      return stand(action.cls);
+  }
+}
+
+void LocalScheduler::grant(const SchedulerAction& action) {
+  Proc& p = segment_.proc(action.worker);
+  p.gpus = action.gpus;
+  p.revoke.store(0, std::memory_order_seq_cst);
+  // SYNC POINT: lease (seq_cst: the worker reads its futex, then the lease, then sleeps)
+  p.lease.store(action.cls + 1, std::memory_order_seq_cst);
+  proc_set::take(segment_.cls(action.cls).sleeping, 0);
+  Process::wake_process(segment_, action.worker);
+}
+
+// A sleeper whose bit we got cannot be woken for a task by anybody else: its lease ends at once.
+void LocalScheduler::revoke(uint32_t slot, int64_t now) {
+  Proc& p = segment_.proc(slot);
+  uint32_t lease = p.lease.load(std::memory_order_acquire);
+  if (lease != 0 && proc_set::take(segment_.cls(lease - 1).sleeping, slot)) {
+    p.lease.store(0, std::memory_order_seq_cst);  // SYNC POINT: lease
+    state_->lease_returned(slot, now);
+    Process::wake_process(segment_, slot);
+    return;
+  }
+  p.revoke.store(1, std::memory_order_seq_cst);
+  Process::wake_process(segment_, slot);
+}
+
+void LocalScheduler::stand(uint32_t cls) {
+  Class& c = segment_.cls(cls);
+  proc_set::add(c.sleeping, 0);  // SYNC POINT: sleep-bit
+  os::membarrier_all();
+  if (!process_.backlog(c)) return;
+  state_->class_backlog(cls, true);
+  quiet_since_ = -1;
+  tick_ = kTickMin;
+  process_.ring_bell();
+}
+
+void LocalScheduler::write_lease_counts() {
+  for (uint32_t c = 0; c < classes_.size(); ++c)
+    if (state_->knows_class(c)) segment_.cls(c).leases.store(state_->leases(c), std::memory_order_relaxed);
+}
+
+// Backstop: work, a sleeping worker with the lease for it, and nothing moved for a whole tick.
+void LocalScheduler::wake_stuck() {
+  for (uint32_t c = 0; c < classes_.size(); ++c) {
+    if (!classes_[c].stuck) continue;
+    Class& cls = segment_.cls(c);
+    int slot = proc_set::find(cls.sleeping, [&](uint32_t s) { return s != 0 && proc_set::take(cls.sleeping, s); });
+    if (slot < 0) continue;
+    proc_set::add(cls.polling, static_cast<uint32_t>(slot));
+    Process::wake_process(segment_, static_cast<uint32_t>(slot));
+    moved_ = true;
+  }
+}
+
+// ---- waiting ---------------------------------------------------------------------------------------
+
+bool LocalScheduler::is_quiet() const {
+  if (state_->has_backlog() || !requests_.empty()) return false;
+  for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
+    if (!workers_[slot].used) continue;
+    const Proc& p = segment_.proc(slot);
+    if (p.state.load(std::memory_order_acquire) != kProcAlive) return false;
+    if (p.revoke.load(std::memory_order_seq_cst) != 0) return false;
+    uint32_t lease = p.lease.load(std::memory_order_acquire);
+    if (lease != 0 && !proc_set::has(segment_.cls(lease - 1).sleeping, slot)) return false;
+  }
+  return true;
+}
+
+int64_t LocalScheduler::timeout(int64_t now) {
+  int64_t deadline = state_->next_deadline();
+  if (quiet_since_ < 0 || now - quiet_since_ < kDormantAfter) return std::min(deadline, now + tick_);
+  if (reaper_->has_adopted()) deadline = std::min(deadline, sweep_at_);
+  return deadline;
+}
+
+void LocalScheduler::wait(int64_t now) {
+  int64_t until = timeout(now);
+  Header& header = segment_.header();
+  bool dormant = quiet_since_ >= 0 && now - quiet_since_ >= kDormantAfter;
+  if (dormant) {
+    // SYNC POINT: dormant (the barrier orders it before the last look; wakers read it after their swap)
+    header.dormant.store(1, std::memory_order_seq_cst);
+    os::membarrier_all();
+    look(now);
+    if (!is_quiet()) {
+      dormant = false;
+      quiet_since_ = -1;
+      until = now + kTickMin;
+    }
+  }
+  int milliseconds = -1;
+  if (until != SchedulerState::kNever) milliseconds = static_cast<int>(std::max<int64_t>(0, (until - now + kMs - 1) / kMs));
+  epoll_event events[64];
+  int n = epoll_wait(epoll_, events, 64, milliseconds);
+  header.dormant.store(0, std::memory_order_seq_cst);
+  for (int i = 0; i < n; ++i) handle(events[i].data.u64, events[i].events);
+}
+
+void LocalScheduler::handle(uint64_t data, uint32_t events) {
+  Tag tag = static_cast<Tag>(data >> 32);
+  uint32_t slot = static_cast<uint32_t>(data);
+  uint64_t rings;
+  switch (tag) {
+    case kBell:
+      if (read(fds_.bell, &rings, sizeof rings) < 0 && errno != EAGAIN) leaving_ = true;
+      tick_ = kTickMin;
+      return;
+    case kDriver:
+      return receive(fds_.driver, true);
+    case kDriverDeath:
+      leaving_ = driver_gone_ = true;
+      return;
+    case kLogs:
+      (void)events;
+      return after_flush();
+    case kChildren:
+      return reap();
+    case kStdout:
+    case kStderr:
+      return read_pipe(slot, tag);
+    case kWorkerControl:
+      if (workers_[slot].control >= 0) receive(workers_[slot].control, false);
+      return;
+  }
+}
+
+}  // namespace fastray

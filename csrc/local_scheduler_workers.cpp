@@ -1,0 +1,283 @@
+// Workers of a node: their birth, what they print, their messages, their death; and the node's own end.
+// See local_scheduler.h.
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "local_scheduler.h"
+
+namespace fastray {
+namespace {
+
+void close_fd(int& fd) {
+  if (fd >= 0) close(fd);
+  fd = -1;
+}
+
+}  // namespace
+
+bool LocalScheduler::watch(int fd, uint32_t events, Tag tag, uint32_t slot) {
+  epoll_event e{};
+  e.events = events;
+  e.data.u64 = uint64_t{tag} << 32 | slot;
+  return epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e) == 0;
+}
+
+// ---- birth -----------------------------------------------------------------------------------------
+
+// Takes a slot and makes the pipes; Python forks. False: not now, decide() will ask again.
+bool LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
+  if (now < fork_after_) return false;
+  NodeRequest request;
+  request.kind = NodeRequest::kFork;
+  request.env = env;
+  int out[2] = {-1, -1}, err[2] = {-1, -1}, control[2] = {-1, -1};
+  bool ok = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
+            socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) == 0;
+  int slot = ok ? Process::reserve_slot(segment_, kProcWorker) : -1;
+  if (slot < 0) {
+    for (int* fd : {&out[0], &out[1], &err[0], &err[1], &control[0], &control[1]}) close_fd(*fd);
+    fork_after_ = now + 100 * kMs;
+    return false;
+  }
+  request.slot = static_cast<uint32_t>(slot);
+  segment_.proc(request.slot).runtime_env = env;
+  if (workers_.size() <= request.slot) workers_.resize(request.slot + 1);
+  Worker& w = workers_[request.slot];
+  w = Worker{};
+  w.used = true;
+  w.control = control[0];
+  w.out.fd = out[0];
+  w.err.fd = err[0];
+  w.err.stream = 2;
+  for (int fd : {out[0], err[0], control[0]}) fcntl(fd, F_SETFL, O_NONBLOCK);
+  request.stdout_fd = out[1];
+  request.stderr_fd = err[1];
+  request.control_fd = control[1];
+  state_->worker_starting(request.slot, env);
+  requests_.push_back(std::move(request));
+  return true;
+}
+
+std::string LocalScheduler::runtime_env(uint32_t index) const {
+  if (index == 0 || index >= kFunctionsMax) return "";
+  const Function& f = segment_.function(index);
+  if (f.state.load(std::memory_order_acquire) != kEntryUsed || f.blob == 0) return "";
+  return std::string(segment_.at<char>(f.blob), f.blob_bytes);
+}
+
+void LocalScheduler::forked(const NodeRequest& request, int pid) {
+  for (int fd : {request.stdout_fd, request.stderr_fd, request.control_fd}) close(fd);
+  Worker& w = workers_[request.slot];
+  if (pid < 0) {
+    for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
+    w.used = false;
+    state_->worker_died(request.slot);
+    segment_.proc(request.slot).state.store(kProcEmpty, std::memory_order_release);
+    fork_after_ = os::now_ns() + 100 * kMs;
+    return;
+  }
+  w.pid = pid;
+  w.out.pid = w.err.pid = static_cast<uint32_t>(pid);
+  if (!pipes_paused_) {
+    watch(w.out.fd, EPOLLIN, kStdout, request.slot);
+    watch(w.err.fd, EPOLLIN, kStderr, request.slot);
+  }
+  watch(w.control, EPOLLIN, kWorkerControl, request.slot);
+  state_->worker_attached(request.slot, os::now_ns());  // it may be given a lease before it has booted
+}
+
+// Only closes and forgets: the segment's mapping goes too, worker.main() makes its own.
+void LocalScheduler::become_child() {
+  for (Worker& w : workers_)
+    for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
+  for (const NodeRequest& other : requests_)
+    for (int fd : {other.stdout_fd, other.stderr_fd, other.control_fd})
+      if (fd >= 0) close(fd);
+  for (int* fd : {&epoll_, &signals_, &driver_pidfd_, &fds_.driver, &fds_.log}) close_fd(*fd);
+  process_.abandon();
+  os::unmap(segment_.base(), segment_.header().segment_bytes);
+  sigset_t children;
+  sigemptyset(&children);
+  sigaddset(&children, SIGCHLD);
+  sigprocmask(SIG_UNBLOCK, &children, nullptr);
+}
+
+// ---- what they print -------------------------------------------------------------------------------
+
+void LocalScheduler::read_pipe(uint32_t slot, Tag tag) {
+  Worker& w = workers_[slot];
+  LogPump::Source& source = tag == kStdout ? w.out : w.err;
+  if (source.fd < 0) return;
+  if (!logs_.read(source, 65536)) {
+    logs_.finish(source);
+    close_fd(source.fd);
+  }
+  after_flush();
+}
+
+void LocalScheduler::after_flush() {
+  logs_.flush();
+  bool waits = !logs_.empty();
+  if (waits != log_watched_ && fds_.log >= 0) {
+    if (waits)
+      watch(fds_.log, EPOLLOUT, kLogs, 0);
+    else
+      epoll_ctl(epoll_, EPOLL_CTL_DEL, fds_.log, nullptr);
+    log_watched_ = waits;
+  }
+  if (logs_.full() != pipes_paused_) pause_pipes(logs_.full());
+}
+
+void LocalScheduler::pause_pipes(bool pause) {
+  pipes_paused_ = pause;
+  for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
+    Worker& w = workers_[slot];
+    if (w.pid < 0) continue;
+    for (Tag tag : {kStdout, kStderr}) {
+      int fd = tag == kStdout ? w.out.fd : w.err.fd;
+      if (fd < 0) continue;
+      if (pause)
+        epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+      else
+        watch(fd, EPOLLIN, tag, slot);
+    }
+  }
+}
+
+// ---- death -----------------------------------------------------------------------------------------
+
+// All children: workers, and what workers left behind (the node is their subreaper).
+void LocalScheduler::reap() {
+  char drain[1024];
+  while (read(signals_, drain, sizeof drain) > 0) {
+  }
+  int status;
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+    for (uint32_t slot = 1; slot < workers_.size(); ++slot)
+      if (workers_[slot].used && workers_[slot].pid == pid) worker_died(slot, status);
+  }
+}
+
+void LocalScheduler::worker_died(uint32_t slot, int status) {
+  Worker& w = workers_[slot];
+  kill(-w.pid, SIGKILL);  // what it started: its process group
+  if (w.out.fd >= 0) logs_.finish(w.out);
+  if (w.err.fd >= 0) logs_.finish(w.err);
+  CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
+                  std::move(w.err.tail)};
+  if (w.control >= 0) receive(w.control, false);
+  for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
+  bool attached = w.heartbeat != 0 || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcAlive;
+  w.used = false;
+  w.pid = -1;
+  if (!attached) {  // it cannot even start: do not fork in a tight loop
+    failed_starts_ = std::min(failed_starts_ + 1, 7u);
+    fork_after_ = os::now_ns() + (int64_t{10} << failed_starts_) * kMs;
+  }
+  state_->worker_died(slot);
+  reaper_->recover(slot, crash);
+  write_lease_counts();
+  after_flush();
+  moved_ = true;
+  quiet_since_ = -1;
+  tick_ = kTickMin;
+}
+
+// ---- messages --------------------------------------------------------------------------------------
+
+void LocalScheduler::receive(int fd, bool from_driver) {
+  static thread_local char buffer[kMessageBytesMax];
+  for (;;) {
+    ssize_t n = recv(fd, buffer, sizeof buffer, MSG_DONTWAIT);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+      if (from_driver)
+        leaving_ = driver_gone_ = true;
+      else
+        epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+      return;
+    }
+    ControlMessage m;
+    if (static_cast<size_t>(n) < sizeof m) continue;
+    memcpy(&m, buffer, sizeof m);
+    if (static_cast<size_t>(n) != sizeof m + m.bytes) continue;
+    on_message(m, buffer + sizeof m, from_driver);
+  }
+}
+
+void LocalScheduler::on_message(const ControlMessage& m, const char* text, bool from_driver) {
+  switch (static_cast<Control>(m.kind)) {
+    case Control::kShutdown:
+      if (from_driver) leaving_ = true;
+      return;
+    case Control::kCancel:
+      return cancel(m);
+    case Control::kPreload:
+      preload_later(std::string(text, m.bytes));
+      return;
+    case Control::kKillWorker:
+      if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
+        kill(workers_[m.slot].pid, SIGKILL);
+      return;
+  }
+}
+
+// The pid cannot have been reused: only this loop takes the worker's exit status.
+void LocalScheduler::cancel(const ControlMessage& m) {
+  if (m.slot >= workers_.size() || !workers_[m.slot].used || workers_[m.slot].pid <= 0) return;
+  if (index_of(m.handle) >= kRecordsMax) return;
+  if (segment_.proc(m.slot).claim.load(std::memory_order_acquire) != m.handle) return;
+  uint64_t w = segment_.record(m.handle).state.load(std::memory_order_acquire);
+  if (state_of(w) != kClaimed || word_gen(w) != gen_of(m.handle) || word_holder(w) != m.slot) return;
+  kill(workers_[m.slot].pid, m.force ? SIGKILL : SIGUSR1);
+}
+
+// ---- the end ---------------------------------------------------------------------------------------
+
+// A private node ends with its driver, and everything it started ends with it.
+void LocalScheduler::kill_all() {
+  for (Worker& w : workers_) {
+    if (!w.used || w.pid <= 0) continue;
+    kill(-w.pid, SIGKILL);
+    kill(w.pid, SIGKILL);
+  }
+  int64_t end = os::now_ns() + 1000 * kMs;
+  for (int status; os::now_ns() < end;) {
+    kill_orphans();
+    pid_t pid = waitpid(-1, &status, WNOHANG);
+    if (pid < 0 && errno == ECHILD) break;
+    if (pid == 0) poll(nullptr, 0, 1);
+  }
+  for (Worker& w : workers_) {
+    if (w.out.fd >= 0) logs_.finish(w.out);
+    if (w.err.fd >= 0) logs_.finish(w.err);
+  }
+  if (driver_gone_) return;
+  end = os::now_ns() + 500 * kMs;
+  for (logs_.flush(); !logs_.empty() && os::now_ns() < end; logs_.flush()) {
+    pollfd p{fds_.log, POLLOUT, 0};
+    poll(&p, 1, 10);
+  }
+}
+
+// Children of killed workers come to us, whatever process group they put themselves in.
+void LocalScheduler::kill_orphans() {
+  FILE* f = fopen("/proc/thread-self/children", "re");
+  if (f == nullptr) return;
+  for (int pid; fscanf(f, "%d", &pid) == 1;) kill(pid, SIGKILL);
+  fclose(f);
+}
+
+}  // namespace fastray

@@ -1,0 +1,261 @@
+// A process's part of the node: the records it owns, the queues it produces into, the tasks it claims,
+// the references it borrows. Every driver and worker has one `Process`; so has the node itself (as reaper).
+//
+// Who may call what: one thread at a time (Python code holds the GIL), except the functions marked
+// `any thread`, which touch atomics only and run with the GIL released.
+//
+//   process_records.cpp   allocate, hold, drop, free; payloads
+//   process_tasks.cpp     publish, dependencies, claim, seal, cancel
+//   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
+//   process_wait.cpp      sleeping and waking
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "object_allocator.h"
+#include "proc_set.h"
+#include "segment.h"
+#include "task_queue.h"
+
+namespace fastray {
+
+enum class Wake { kSealed, kKicked, kTimeout, kInterrupted };
+
+// What a payload is made of; the caller copies the bytes in.
+struct PayloadShape {
+  const Handle* handles;
+  uint32_t dependencies;
+  uint32_t references;
+  const uint8_t* codec;
+  uint64_t codec_bytes;
+  const uint64_t* buffer_bytes;
+  uint32_t buffers;
+};
+struct PayloadView {
+  PayloadHeader* header = nullptr;
+  Handle* handles = nullptr;
+  uint8_t* codec = nullptr;
+  uint64_t* buffer_bytes = nullptr;
+  uint8_t* buffer(uint32_t i) const;  // walks the table
+};
+
+class Process {
+ public:
+  // Takes a process slot (or uses the one given) and becomes alive in it.
+  std::string attach(const Segment& segment, uint32_t kind, int slot, int bell_fd);
+  // Claims an empty slot for a process about to be forked; -1 when the table is full.
+  static int reserve_slot(const Segment& segment, uint32_t kind);
+  // The same for this slot; false when it is taken.
+  static bool take_slot(const Segment& segment, uint32_t slot, uint32_t kind);
+  // After fork(): this copy must never touch the segment again.
+  void abandon();
+
+  const Segment& segment() const { return segment_; }
+  Proc& self() const { return *self_; }
+  uint32_t slot() const { return slot_; }
+  ObjectAllocator& allocator() { return allocator_; }
+
+  // ---- records -----------------------------------------------------------------------------
+  // A record of ours in state kFree, spec line to be filled; nullptr when the table is full.
+  Record* allocate_record() {
+    if (free_.empty()) [[unlikely]] {
+      if (!refill()) return nullptr;
+    }
+    uint32_t index = free_.back();
+    free_.pop_back();
+    return &segment_.record(index);
+  }
+  // Undoes allocate_record before anything was published.
+  void unallocate(Record* r) { free_.push_back(index_of_record(r)); }
+  uint32_t index_of_record(const Record* r) const { return static_cast<uint32_t>(r - segment_.records()); }
+  Handle handle_of(const Record* r) const {
+    return make_handle(index_of_record(r), word_gen(r->state.load(std::memory_order_relaxed)));
+  }
+  uint64_t next_id() { return id_base_ | sequence_++; }
+  // One more / one less reference held by this process, as owner or borrower.
+  void hold(Handle h);
+  void drop(Handle h) {
+    Record& r = segment_.record(h);
+    uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    // the common case: ours, held once, sealed, nothing hangs on it
+    if (r.owner == slot_ && is_sealed(w) && (w & ((kFlagsMask & ~uint64_t{kFlagAwaited}) | kHolderMask)) == 0 &&
+        word_gen(w) == gen_of(h)) [[likely]] {
+      recycle(r, w, index_of(h));
+      return;
+    }
+    drop_generic(h);
+  }
+  // Frees sealed records nobody will ask about, returned records, and borrowed ones let go of.
+  void sweep();
+  Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view);
+  static PayloadView view_payload(const Segment& segment, Offset offset);
+  // The handles a record's arguments name (dependencies first).
+  static const Handle* argument_handles(const Segment& segment, const Record& r, uint32_t* dependencies,
+                                        uint32_t* references);
+
+  // ---- tasks -------------------------------------------------------------------------------
+  // r is filled, state kFree; after this a worker may have it. `flags`: kFlagArgHeap etc.
+  // False when the queue cannot grow (the store is full); the record is then free again.
+  [[nodiscard]] bool publish(Record* r, Handle h, uint64_t flags) {
+    QueueProducer* q = producer(r->cls);
+    if (q == nullptr) [[unlikely]] return false;
+    // SYNC POINT: record-state (release: spec line before state)
+    r->state.store(uint64_t{gen_of(h)} << kGenShift | flags | kReady, std::memory_order_release);
+    if (!q->push(h)) [[unlikely]] {
+      r->state.store(uint64_t{gen_of(h)} << kGenShift, std::memory_order_relaxed);
+      return false;
+    }
+    notify(*q);
+    return true;
+  }
+  // The same for a task with dependencies: waits in their lists until all are sealed.
+  [[nodiscard]] bool publish_waiting(Record* r, Handle h, uint64_t flags);
+  // A record that waits for the run of another one (kPromised), or is sealed from the start.
+  void publish_state(Record* r, Handle h, State state, uint64_t flags) {
+    r->state.store(uint64_t{gen_of(h)} << kGenShift | flags | state, std::memory_order_release);
+  }
+  // Next task of our lease's class, 0 when there is none.
+  Handle claim_next();
+  // Seals what we claimed, after its result line is written. False: it was not ours (any more).
+  bool seal(Handle h, State state, uint64_t flags) {
+    Record& r = segment_.record(h);
+    uint64_t w = r.state.load(std::memory_order_relaxed), next;
+    do {
+      if (state_of(w) != kClaimed || word_holder(w) != slot_ || word_gen(w) != gen_of(h)) return false;
+      next = with_state(w, state, w & kFlagEdges ? kWalking : 0) | flags;
+      // SYNC POINT: record-state (release: result line before state)
+    } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel, std::memory_order_relaxed));
+    if ((w & (kFlagAwaited | kFlagEdges)) != 0 || state == kFailed) [[unlikely]] after_seal(r, h, w);
+    return true;
+  }
+  // The claim is over: the reaper has nothing to look after.
+  void end_task() { self_->claim.store(0, std::memory_order_release); }
+  // Seals a promise or item of ours or of the task we run (kPromised -> sealed).
+  bool seal_promise(Handle h, State state, uint64_t flags);
+  // Claimed by us -> ready again with one attempt more (a retry of a user exception).
+  bool retry(Handle h);
+  // Makes sure everything that waits on a sealed record knows: used by the reaper after a death.
+  void notify_again(Handle h);
+  // Not started yet: sealed as cancelled, true. Running: marked, and the worker's slot in *running.
+  bool cancel(Handle h, int* running);
+  // The error of one value; sets the flags to seal it with.
+  void write_error(Record& r, ErrorCode code, const void* more, size_t bytes, uint64_t* flags, Handle h);
+  // The error of a task we claimed, for all its returns (a stream keeps it in Stream::error).
+  uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t bytes);
+  static const Handle* promise_handles(const Segment& segment, const Record& r);
+  // Ready again for somebody else, from the reaper: pushes it into our queue.
+  bool push_ready(Handle h);
+
+  // ---- waiting (any thread) ------------------------------------------------------------------
+  bool sealed(Handle h) const {
+    uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    return is_sealed(w) || word_gen(w) != gen_of(h);
+  }
+  // Marks each of them so that its completion wakes us; true when one is sealed already. GIL held.
+  bool mark_awaited(const Handle* handles, size_t n);
+  // Sleeps until one of the (marked) handles is sealed. Any thread, GIL released.
+  Wake sleep_on(const Handle* handles, size_t n, int64_t timeout_ns);
+  static void wake_process(const Segment& segment, uint32_t slot);
+  // Wakes another worker for whatever stands in our queues.
+  void nudge();
+  void ring_bell();
+
+  // ---- leases (worker) -------------------------------------------------------------------------
+  // Next task, spinning at most spin_us; 0 when there was none.
+  Handle poll_for_work(uint32_t spin_us);
+  // After a claim: wakes another worker when the backlog will outlast `estimate_ticks` a task.
+  void spread(uint64_t estimate_ticks);
+  // Sleeps until there may be work, the lease changes or we must exit. GIL released.
+  Wake sleep_for_work(int64_t timeout_ns);
+  bool backlog(const Class& c) const;
+  bool lease_is_over();  // gives the lease back when the node asked for it
+
+  // ---- borrowing -----------------------------------------------------------------------------
+  // Our ledger says: the result `container` names `record`; kept until the container is freed.
+  bool contain(Handle record, Handle container);
+  size_t borrowed() const { return borrows_.size(); }
+  size_t owned_pending() const { return zombies_.size(); }
+  // Becomes the owner of a record somebody else made for us (stream items).
+  void adopt(Handle h, uint32_t pins);
+
+  QueueProducer* producer(uint32_t cls) {
+    if (cls < producers_.size() && producers_[cls] != nullptr) [[likely]] return producers_[cls];
+    return make_producer(cls);
+  }
+  void recycle_returned(Record& r, Handle h);
+  const std::vector<uint32_t>& free_list() const { return free_; }
+  std::vector<Handle> owned_children(uint32_t parent) const;
+
+ private:
+  friend class Reaper;
+  struct Borrow {
+    uint32_t count;
+    uint32_t entry;
+    bool edge;  // an edge to us hangs on it already
+  };
+  bool refill();
+  bool take_chunk();
+  void collect_returned();
+  void recycle(Record& r, uint64_t w, uint32_t index) {
+    // SYNC POINT: record-state (release: nobody sees the next life before this one's end)
+    uint32_t gen = word_gen(w) + 1;
+    r.state.store(uint64_t{gen == 0 ? 1u : gen} << kGenShift, std::memory_order_release);
+    free_.push_back(index);
+  }
+  void drop_generic(Handle h);
+  void free_record(Handle h);
+  void release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped);
+  void release_blocks(Record& r, uint64_t w);
+  void release_stream(Stream& s, std::vector<Handle>* dropped);
+  void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
+  void sweep_zombies(size_t most);
+  void sweep_limbo();
+  void sweep_contained();
+  QueueProducer* make_producer(uint32_t cls);
+  void notify(QueueProducer& q) {
+    if (fences_) std::atomic_thread_fence(std::memory_order_seq_cst);  // SYNC POINT: sleep-bit
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (proc_set::any(segment_.cls(q.queue().cls).sleeping)) [[unlikely]] notify_slow(q);
+  }
+  void notify_slow(QueueProducer& q);
+  void wake_one(Class& c);
+  void after_seal(Record& r, Handle h, uint64_t w);
+  void wake_owner(const Record& r);
+  void walk_edges(Record& r, bool again);
+  static void clear_entry(const Segment& segment, LedgerEntry& entry);
+  void fire(uint32_t index, uint32_t gen, uint32_t stage, bool again);
+  bool advance(Record& d, Handle h, uint64_t w, uint32_t stage);
+  bool add_edge(Handle on, EdgeKind kind, uint32_t target, uint32_t gen, uint32_t stage);
+
+  Segment segment_;
+  Proc* self_ = nullptr;
+  uint32_t slot_ = 0;
+  int bell_fd_ = -1;
+  bool fences_ = false;
+  uint64_t id_base_ = 0;
+  uint64_t sequence_ = 1;
+  ObjectAllocator allocator_;
+  std::vector<uint32_t> free_;
+  std::vector<uint32_t> my_chunks_;
+  std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
+  size_t zombie_at_ = 0;
+  std::vector<Handle> limbo_;    // ours, dropped, still borrowed by others
+  uint32_t limbo_epoch_ = 0;
+  uint32_t returned_seen_ = 0;
+  std::unordered_map<Handle, Borrow> borrows_;
+  std::vector<uint32_t> ledger_free_;
+  std::vector<uint32_t> contained_;  // ledger entries with a container
+  std::vector<QueueProducer*> producers_;
+  // claim side
+  std::vector<Queue*> sources_;
+  uint64_t sources_summary_ = 0;
+  uint32_t sources_class_ = 0;
+  uint32_t claims_ = 0;
+  bool polling_ = false;
+  uint64_t spread_at_ticks_ = 0;
+};
+
+}  // namespace fastray

@@ -1,0 +1,204 @@
+// Sleeping and waking. See process.h.
+//
+// Two kinds of sleepers. A *worker without work* stands in its class's `sleeping` set; a submitter that
+// finds somebody there takes the bit out and wakes that one. A *process that waits for records* marks
+// them (kFlagAwaited for its own, an edge for borrowed ones); whoever seals a marked record wakes it.
+// The worker's sleep is fenced by membarrier, so that submitters need no fence; the waiter's mark and
+// the sealer's swap are on one word, so that they cannot miss each other.
+#include <errno.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include "process.h"
+
+namespace fastray {
+namespace {
+constexpr uint32_t kKeepUpUs = 10;  // what waits longer than this in a queue calls for another worker
+}  // namespace
+
+void Process::wake_process(const Segment& segment, uint32_t slot) {
+  Proc& p = segment.proc(slot);
+  // SYNC POINT: proc-futex (seq_cst: the sleeper counts itself, then reads the word, then looks)
+  p.futex.fetch_add(1, std::memory_order_seq_cst);
+  if (p.sleepers.load(std::memory_order_seq_cst) != 0) os::futex_wake(&p.futex, INT_MAX);
+}
+
+void Process::ring_bell() {
+  uint64_t one = 1;
+  if (bell_fd_ >= 0 && write(bell_fd_, &one, sizeof one) < 0) return;  // full: it rings already
+}
+
+void Process::wake_one(Class& c) {
+  int slot = proc_set::take_any(c.sleeping);
+  if (slot < 0) return;
+  if (slot == 0) return ring_bell();  // slot 0 is the node: the class has no worker at all
+  proc_set::add(c.polling, static_cast<uint32_t>(slot));
+  wake_process(segment_, static_cast<uint32_t>(slot));
+  if (segment_.header().dormant.load(std::memory_order_relaxed) != 0) ring_bell();
+}
+
+// Somebody leased to this class sleeps. Wake one unless those awake keep up.
+void Process::notify_slow(QueueProducer& q) {
+  Class& c = segment_.cls(q.queue().cls);
+  if (proc_set::any(c.polling)) return;
+  uint64_t now = os::ticks();
+  bool all_sleep =
+      static_cast<uint32_t>(proc_set::count(c.sleeping)) >= c.leases.load(std::memory_order_relaxed);
+  if (!all_sleep) {
+    if (now - q.looked_at_ticks < static_cast<uint64_t>(kKeepUpUs * os::ticks_per_us())) return;
+    bool keeps_up = q.queue().head.load(std::memory_order_relaxed) >= q.mark;
+    q.looked_at_ticks = now;
+    q.mark = q.tail();
+    if (keeps_up) return;
+  }
+  q.looked_at_ticks = now;
+  q.mark = q.tail();
+  wake_one(c);
+}
+
+void Process::nudge() {
+  for (QueueProducer* q : producers_) {
+    if (q == nullptr || q->empty()) continue;
+    Class& c = segment_.cls(q->queue().cls);
+    if (proc_set::any(c.sleeping) && !proc_set::any(c.polling)) wake_one(c);
+  }
+}
+
+void Process::spread(uint64_t estimate_ticks) {
+  Class& c = segment_.cls(sources_class_ - 1);
+  if (!proc_set::any(c.sleeping) || proc_set::any(c.polling)) return;
+  uint64_t backlog = 0;
+  for (Queue* q : sources_) {
+    uint64_t tail = q->tail.load(std::memory_order_relaxed), head = q->head.load(std::memory_order_relaxed);
+    if (tail > head) backlog += tail - head;
+  }
+  if (backlog == 0) return;
+  double limit = kKeepUpUs * os::ticks_per_us();
+  if (static_cast<double>(backlog) * static_cast<double>(estimate_ticks) < 2 * limit) return;
+  uint64_t now = os::ticks();
+  if (static_cast<double>(now - spread_at_ticks_) < limit) return;
+  spread_at_ticks_ = now;
+  wake_one(c);
+}
+
+// ---- waiting for records ---------------------------------------------------------------------------
+
+bool Process::mark_awaited(const Handle* handles, size_t n) {
+  bool any = false;
+  for (size_t i = 0; i < n; ++i) {
+    Record& r = segment_.record(handles[i]);
+    uint64_t w = r.state.load(std::memory_order_acquire);
+    if (is_sealed(w) || word_gen(w) != gen_of(handles[i])) {
+      any = true;
+      continue;
+    }
+    if (r.owner == slot_) {
+      if (w & kFlagAwaited) continue;
+      // SYNC POINT: record-state (either we see the seal, or the sealer sees the mark)
+      if (is_sealed(r.state.fetch_or(kFlagAwaited, std::memory_order_acq_rel))) any = true;
+      continue;
+    }
+    auto it = borrows_.find(handles[i]);
+    if (it != borrows_.end() && it->second.edge) continue;
+    if (it != borrows_.end()) it->second.edge = true;
+    if (add_edge(handles[i], kEdgeProcess, slot_, 0, 0)) any = true;
+  }
+  return any;
+}
+
+Wake Process::sleep_on(const Handle* handles, size_t n, int64_t timeout_ns) {
+  auto any_sealed = [&] {
+    for (size_t i = 0; i < n; ++i)
+      if (sealed(handles[i])) return true;
+    return false;
+  };
+  Proc& self = *self_;
+  uint32_t lease = self.lease.load(std::memory_order_relaxed);
+  bool in_task = self.kind == kProcWorker && self.claim.load(std::memory_order_relaxed) != 0 && lease != 0;
+  self.sleepers.fetch_add(1, std::memory_order_seq_cst);
+  uint32_t seen = self.futex.load(std::memory_order_seq_cst);  // SYNC POINT: proc-futex
+  int result = 0;
+  if (!any_sealed()) {
+    if (in_task) {
+      self.blocked.fetch_add(1, std::memory_order_seq_cst);
+      Class& c = segment_.cls(lease - 1);
+      if (!proc_set::any(c.sleeping) && !proc_set::any(c.polling)) ring_bell();
+    }
+    result = os::futex_wait(&self.futex, seen, timeout_ns);
+    if (in_task) self.blocked.fetch_sub(1, std::memory_order_seq_cst);
+  }
+  self.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  if (any_sealed()) return Wake::kSealed;
+  if (result == -ETIMEDOUT) return Wake::kTimeout;
+  return result == -EINTR ? Wake::kInterrupted : Wake::kKicked;
+}
+
+// ---- waiting for work ------------------------------------------------------------------------------
+
+Handle Process::poll_for_work(uint32_t spin_us) {
+  Handle h = claim_next();
+  uint32_t lease = self_->lease.load(std::memory_order_relaxed);
+  if (lease == 0) {
+    polling_ = false;
+    return h;
+  }
+  Class& c = segment_.cls(lease - 1);
+  if (h == 0) {
+    if (!polling_) proc_set::add(c.polling, slot_);
+    polling_ = true;
+    uint64_t end = os::ticks() + static_cast<uint64_t>(spin_us * os::ticks_per_us());
+    do {
+      for (int i = 0; i < 4; ++i) os::pause();
+      h = claim_next();
+    } while (h == 0 && os::ticks() < end && self_->revoke.load(std::memory_order_relaxed) == 0);
+  }
+  if (h != 0 && polling_) {
+    proc_set::take(c.polling, slot_);
+    polling_ = false;
+  }
+  return h;
+}
+
+bool Process::lease_is_over() {
+  if (self_->revoke.load(std::memory_order_relaxed) == 0) return false;
+  uint32_t lease = self_->lease.load(std::memory_order_relaxed);
+  if (lease != 0) {
+    if (polling_) proc_set::take(segment_.cls(lease - 1).polling, slot_);
+    polling_ = false;
+    self_->lease.store(0, std::memory_order_seq_cst);
+  }
+  self_->revoke.store(0, std::memory_order_seq_cst);
+  ring_bell();
+  return true;
+}
+
+Wake Process::sleep_for_work(int64_t timeout_ns) {
+  Proc& self = *self_;
+  self.sleepers.fetch_add(1, std::memory_order_seq_cst);
+  uint32_t seen = self.futex.load(std::memory_order_seq_cst);  // SYNC POINT: proc-futex
+  uint32_t lease = self.lease.load(std::memory_order_seq_cst);
+  int result = 0;
+  if (lease == 0) {
+    if (self.exiting.load(std::memory_order_seq_cst) == 0) result = os::futex_wait(&self.futex, seen, timeout_ns);
+  } else {
+    Class& c = segment_.cls(lease - 1);
+    proc_set::add(c.sleeping, slot_);  // SYNC POINT: sleep-bit
+    proc_set::take(c.polling, slot_);
+    if (fences_)
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+    else
+      os::membarrier_all();
+    bool stay = !backlog(c) && self.revoke.load(std::memory_order_seq_cst) == 0 &&
+                self.exiting.load(std::memory_order_seq_cst) == 0;
+    if (stay) result = os::futex_wait(&self.futex, seen, timeout_ns);
+    // a waker took us out of `sleeping` and counts us as polling; else we do it ourselves
+    if (proc_set::take(c.sleeping, slot_)) proc_set::add(c.polling, slot_);
+  }
+  uint32_t now = self.lease.load(std::memory_order_seq_cst);
+  polling_ = now != 0 && (now == lease || proc_set::has(segment_.cls(now - 1).polling, slot_));
+  self.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+  if (result == -ETIMEDOUT) return Wake::kTimeout;
+  return result == -EINTR ? Wake::kInterrupted : Wake::kKicked;
+}
+
+}  // namespace fastray

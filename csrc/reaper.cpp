@@ -1,0 +1,230 @@
+// Tasks, queues and tables of a dead process. See reaper.h; records and memory are in reaper_records.cpp
+// and reaper_blocks.cpp.
+#include "reaper.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+namespace fastray {
+
+// Half-made stream items go before the task may run again: the next run makes items with the same numbers.
+// Records are adopted before the ledger is cleared: adopted arguments are borrowed by the node first.
+void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
+  Proc& p = segment_.proc(slot);
+  p.state.store(kProcDead, std::memory_order_release);
+  leave_sets(slot);
+  drop_half_made_items(slot);
+  settle(slot, p.acting.load(std::memory_order_acquire), crash);
+  p.acting.store(0, std::memory_order_release);
+  settle(slot, p.claim.load(std::memory_order_acquire), crash);
+  p.claim.store(0, std::memory_order_release);
+  retire_queues(slot);
+  adopt_records(slot);
+  adopt_chunks(slot);
+  (void)node_.allocator_.recover(slot, &Reaper::is_live, this);
+  clear_tables(slot);
+  repair_sets();
+  p.lease.store(0, std::memory_order_seq_cst);
+  p.blocked.store(0, std::memory_order_relaxed);
+  p.sleepers.store(0, std::memory_order_relaxed);
+  p.state.store(kProcEmpty, std::memory_order_release);
+  wake_everyone();
+}
+
+void Reaper::leave_sets(uint32_t slot) {
+  uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
+  for (uint32_t c = 0; c < classes; ++c) {
+    proc_set::take(segment_.cls(c).sleeping, slot);
+    proc_set::take(segment_.cls(c).polling, slot);
+  }
+}
+
+// ---- tasks -----------------------------------------------------------------------------------------
+
+void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash) {
+  if (h == 0 || index_of(h) >= kRecordsMax) return;
+  Record& r = segment_.record(h);
+  uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  finish_return(r, h);
+  if (word_gen(w) != gen_of(h)) return;
+  if (state_of(w) == kReady) {  // made ready (a retry) and perhaps never queued
+    (void)node_.push_ready(h);
+    return;
+  }
+  if (state_of(w) == kClaimed && take_over(r, h, slot, &w)) {
+    const Function& f = segment_.function(r.function);
+    if (w & kFlagCancel)
+      fail(r, h, kErrorCancelled, nullptr);
+    else if (f.max_retries < 0 || r.attempts < f.max_retries)
+      return requeue(r, h, w);
+    else
+      fail(r, h, kErrorCrashed, &crash);
+  }
+  if (is_sealed(r.state.load(std::memory_order_acquire))) announce(r, h);
+}
+
+// Its claim becomes ours by a swap, so that Process::seal accepts it. The node runs no tasks: a claim by
+// slot 0 that a dead process names is one of an earlier, unfinished recovery.
+bool Reaper::take_over(Record& r, Handle h, uint32_t slot, uint64_t* w) {
+  while (state_of(*w) == kClaimed && word_gen(*w) == gen_of(h)) {
+    if (word_holder(*w) == node_.slot_) return true;
+    if (word_holder(*w) != slot) return false;
+    uint64_t mine = with_state(*w, kClaimed, node_.slot_);
+    if (r.state.compare_exchange_weak(*w, mine, std::memory_order_acq_rel)) {
+      *w = mine;
+      return true;
+    }
+  }
+  return false;
+}
+
+void Reaper::requeue(Record& r, Handle h, uint64_t w) {
+  // attempts follows from the word while that can count so far: doing it twice changes nothing
+  uint64_t field = (w & kAttemptMask) >> kAttemptShift;
+  constexpr uint64_t most = kAttemptMask >> kAttemptShift;
+  if (field < most)
+    r.attempts = static_cast<uint8_t>(field + 1);
+  else if (r.attempts < 255)
+    ++r.attempts;
+  if (field < most) ++field;
+  uint64_t next;
+  do {
+    if (w & kFlagCancel) {
+      fail(r, h, kErrorCancelled, nullptr);
+      return announce(r, h);
+    }
+    next = (with_state(w, kReady, 0) & ~kAttemptMask) | field << kAttemptShift;
+    // SYNC POINT: record-state (release: attempts before the word)
+  } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
+  (void)node_.push_ready(h);
+}
+
+void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
+  std::string more;
+  if (crash != nullptr) {
+    CrashReport report{crash->pid, crash->signal, crash->exit_code, r.attempts + 1u};
+    more.assign(reinterpret_cast<const char*>(&report), sizeof report);
+    more += crash->stderr_tail;
+  }
+  uint64_t flags = node_.write_failure(r, h, code, more.data(), more.size());
+  (void)node_.seal(h, kFailed, flags);
+}
+
+// Sealed, by the dead process or by us: whoever waits for it, or for one of its returns, must know.
+void Reaper::announce(Record& r, Handle h) {
+  node_.notify_again(h);
+  uint64_t w = r.state.load(std::memory_order_acquire);
+  if (word_gen(w) != gen_of(h) || !(w & kFlagMulti) || r.kind != kTask) return;
+  if (segment_.function(r.function).flags & kStreaming) return;  // its consumer is woken with everyone
+  std::vector<Handle> promises(r.ret);
+  const Handle* handles = Process::promise_handles(segment_, r);
+  std::copy(handles, handles + r.ret, promises.begin());
+  if (word_gen(r.state.load(std::memory_order_acquire)) != gen_of(h)) return;  // freed meanwhile: all knew
+  for (Handle p : promises)
+    if (p != 0 && index_of(p) < kRecordsMax) node_.notify_again(p);
+}
+
+// It was giving a record back to the chunk it is from; see Process::recycle_returned. The bit is set after
+// the owner says kOwnerReturned and cleared after the owner is its home again: so we know which it was.
+void Reaper::finish_return(Record& r, Handle h) {
+  std::atomic_ref<uint16_t> owner(r.owner);
+  if (owner.load(std::memory_order_acquire) != kOwnerReturned) return;
+  uint64_t w = r.state.load(std::memory_order_acquire);
+  uint32_t gen = gen_of(h) + 1 == 0 ? 1 : gen_of(h) + 1;
+  if (word_gen(w) == gen_of(h)) {
+    w = uint64_t{gen} << kGenShift;
+    r.state.store(w, std::memory_order_release);
+  }
+  if (word_gen(w) != gen || state_of(w) != kFree) return;
+  uint32_t chunk = index_of(h) / kChunkRecords, bit = index_of(h) % kChunkRecords;
+  auto& word = segment_.returned(chunk)[bit / 64];
+  if (word.load(std::memory_order_acquire) >> bit % 64 & 1) return;  // SYNC POINT: record-returned
+  if (owner.load(std::memory_order_acquire) != kOwnerReturned) return;
+  word.fetch_or(uint64_t{1} << bit % 64, std::memory_order_acq_rel);
+  uint32_t home = segment_.chunk_owner(chunk).load(std::memory_order_acquire);
+  if (home != 0) segment_.proc(home - 1).returned.fetch_add(1, std::memory_order_release);
+}
+
+// ---- queues ----------------------------------------------------------------------------------------
+
+void Reaper::retire_queues(uint32_t slot) {
+  uint32_t used = segment_.header().queues_used.load(std::memory_order_acquire);
+  used = std::min(used + 64, kQueuesMax);  // one may have been taken and not counted yet
+  for (uint32_t i = 1; i < used; ++i) {
+    Queue& q = segment_.queue(i);
+    if (q.in_use.load(std::memory_order_acquire) != slot + 1) continue;
+    uint64_t tail = q.tail.load(std::memory_order_acquire);  // SYNC POINT: queue-tail
+    for (uint64_t p = q.head.load(std::memory_order_acquire); p < tail; ++p) {
+      Handle h = task_queue::peek(segment_, q, p);
+      if (h == 0 || index_of(h) >= kRecordsMax) continue;
+      uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);
+      if (state_of(w) == kReady && word_gen(w) == gen_of(h)) (void)node_.push_ready(h);
+    }
+    Class& c = segment_.cls(q.cls);
+    uint32_t mine = i;
+    c.queues[slot].compare_exchange_strong(mine, 0, std::memory_order_acq_rel);
+    // Empty first; then a ring of one zero (queue 0 is never used), so that a consumer that still reads
+    // the old ring sees the word change and then an empty queue. The queue keeps its class for ever.
+    uint64_t head = q.head.load(std::memory_order_relaxed);
+    while (head < tail && !q.head.compare_exchange_weak(head, tail, std::memory_order_acq_rel)) {
+    }
+    uint64_t ring = q.ring.load(std::memory_order_relaxed);
+    if (ring != 0) {
+      Offset zero = segment_.offset_of(&segment_.queue(0));
+      // SYNC POINT: ring-word
+      q.ring.store(RingWord::make(RingWord::version(ring) + 1, 0, zero), std::memory_order_release);
+    }
+    q.in_use.store(0, std::memory_order_release);
+  }
+  uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
+  for (uint32_t c = 0; c < classes; ++c) {
+    segment_.cls(c).queues[slot].store(0, std::memory_order_release);
+    proc_set::take(segment_.cls(c).producers, slot);
+  }
+}
+
+// ---- tables and sleepers ---------------------------------------------------------------------------
+
+// Entries it was writing when it died are free again.
+void Reaper::clear_tables(uint32_t slot) {
+  Header& header = segment_.header();
+  uint32_t functions = std::min(header.functions_used.load(std::memory_order_acquire) + 64, kFunctionsMax);
+  for (uint32_t i = 0; i < functions; ++i) {
+    Function& f = segment_.function(i);
+    uint32_t state = f.state.load(std::memory_order_acquire);
+    if (state == entry_writing(slot) || (state == 1 && f.writer == slot)) {
+      f.blob = 0;
+      f.state.compare_exchange_strong(state, 0, std::memory_order_acq_rel);
+    }
+  }
+  uint32_t classes = std::min(header.classes_used.load(std::memory_order_acquire) + 64, kClassesMax);
+  for (uint32_t i = 0; i < classes; ++i) {
+    uint32_t writing = entry_writing(slot);
+    segment_.cls(i).state.compare_exchange_strong(writing, 0, std::memory_order_acq_rel);
+  }
+}
+
+// A set's summary is written after its words: a process killed in between leaves a bit nobody finds.
+void Reaper::repair_sets() {
+  uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
+  for (uint32_t c = 0; c < classes; ++c) {
+    Class& cls = segment_.cls(c);
+    for (ProcSet* set : {&cls.sleeping, &cls.polling, &cls.producers})
+      for (uint32_t w = 0; w < kProcsMax / 64; ++w)
+        if (set->words[w].load(std::memory_order_seq_cst) != 0)
+          set->summary.fetch_or(uint64_t{1} << w, std::memory_order_seq_cst);
+  }
+}
+
+// A waker may have died after it took a sleeper's bit and before it woke it, a sealer after its swap: so all
+// who sleep look again. A worker without its bit sets it when it goes back to sleep.
+void Reaper::wake_everyone() {
+  Header& header = segment_.header();
+  header.deaths.fetch_add(1, std::memory_order_seq_cst);
+  uint32_t procs = header.procs_used.load(std::memory_order_acquire);
+  for (uint32_t s = 0; s < procs; ++s)
+    if (segment_.proc(s).state.load(std::memory_order_acquire) == kProcAlive) Process::wake_process(segment_, s);
+}
+
+}  // namespace fastray

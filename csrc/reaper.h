@@ -1,0 +1,84 @@
+// The reaper: what a process held when it died is finished, undone or taken over. Part of the node process.
+//
+//   dead      its death is confirmed by the kernel (waitpid or pidfd): it will write nothing any more
+//   settle    a task it ran (Proc::claim) or acted on (Proc::acting) becomes ready again or failed
+//   adopt     the node becomes the owner of its records; they are freed when nobody borrows them
+//   guard     a reference the node itself holds on each adopted record until all are counted
+//   orphan    an adopted record chunk: goes back to the pool when all of its records are free
+//
+// Each step looks at shared memory only and changes it by single swaps, so a step that was cut short is done
+// again from its start. Nobody waits for the reaper: all it does is what any process could do to a record,
+// with the node's slot as holder. Order matters in two places, both said at recover().
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "process.h"
+
+namespace fastray {
+
+struct CrashInfo {
+  int32_t pid;
+  int32_t signal;     // 0: it exited
+  int32_t exit_code;
+  std::string stderr_tail;
+};
+
+class Reaper {
+ public:
+  explicit Reaper(Process* node) : node_(*node), segment_(node->segment()) {}
+  // Everything the process in `slot` held. Afterwards the slot is empty.
+  void recover(uint32_t slot, const CrashInfo& crash);
+  // Slow tick: frees what was adopted and is not borrowed any more.
+  void sweep();
+  bool has_adopted() const {
+    return !orphans_.empty() || !node_.zombies_.empty() || !node_.limbo_.empty() || !node_.contained_.empty();
+  }
+
+ private:
+  struct Orphan {
+    uint32_t chunk;
+    uint32_t busy;  // a record in it that was not free at the last look
+  };
+
+  // reaper.cpp
+  void leave_sets(uint32_t slot);
+  void settle(uint32_t slot, Handle h, const CrashInfo& crash);
+  bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
+  void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
+  void requeue(Record& r, Handle h, uint64_t w);
+  void announce(Record& r, Handle h);
+  void finish_return(Record& r, Handle h);
+  void retire_queues(uint32_t slot);
+  void clear_tables(uint32_t slot);
+  void repair_sets();
+  void wake_everyone();
+
+  // reaper_records.cpp
+  void drop_half_made_items(uint32_t slot);
+  std::vector<uint32_t> chunks_of(uint32_t slot, bool only_home) const;
+  void adopt_records(uint32_t slot);
+  void count_references(const std::vector<Handle>& adopted, uint32_t slot);
+  void count_one(Handle h);
+  void adopt_stream(Record& r, uint32_t slot);
+  void take_ledger(uint32_t slot);
+  void go_on(const std::vector<Handle>& adopted);
+  void abort_unwanted(uint32_t slot);
+  bool abort(Handle h);
+  std::unordered_set<Handle> named_by_ledgers(uint32_t dead);
+  void adopt_chunks(uint32_t slot);
+  bool give_back(Orphan& orphan);
+
+  // reaper_blocks.cpp
+  static bool is_live(void* self, Handle h, Offset block);
+  bool hangs_as_edge(const Record& r, Handle h, Offset block) const;
+
+  Process& node_;
+  Segment segment_;
+  std::vector<Orphan> orphans_;
+};
+
+}  // namespace fastray

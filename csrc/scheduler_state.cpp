@@ -1,0 +1,396 @@
+// See scheduler_state.h.
+#include "scheduler_state.h"
+
+#include <algorithm>
+
+namespace fastray {
+
+SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), free_(limits.total) {
+  int64_t gpus = limits.gpu < 0 ? 0 : limits.total[static_cast<size_t>(limits.gpu)] / kUnit;
+  for (int64_t g = 0; g < gpus && g < static_cast<int64_t>(kGpusMax); ++g) gpu_free_[static_cast<size_t>(g)] = kUnit;
+}
+
+// ---- events ----------------------------------------------------------------------------------------
+
+void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env) {
+  if (classes_.size() <= cls) classes_.resize(cls + 1);
+  Class& c = classes_[cls];
+  c.known = true;
+  c.demand = demand;
+  c.env = env;
+}
+
+void SchedulerState::worker_starting(uint32_t slot, uint32_t env) {
+  if (workers_.size() <= slot) workers_.resize(slot + 1);
+  workers_[slot] = Worker{};
+  workers_[slot].present = true;
+  workers_[slot].env = env;
+  slots_.push_back(slot);
+}
+
+void SchedulerState::worker_attached(uint32_t slot, int64_t now) {
+  workers_[slot].alive = true;
+  workers_[slot].since = now;
+}
+
+void SchedulerState::worker_died(uint32_t slot) {
+  if (slot >= workers_.size() || !workers_[slot].present) return;
+  lease_returned(slot, 0);
+  workers_[slot].present = workers_[slot].alive = false;
+  std::erase(slots_, slot);
+}
+
+void SchedulerState::worker_blocked(uint32_t slot, bool blocked) {
+  Worker& w = workers_[slot];
+  if (w.blocked == blocked) return;
+  w.blocked = blocked;
+  if (w.cls < 0 || limits_.cpu < 0) return;
+  size_t cpu = static_cast<size_t>(limits_.cpu);
+  free_[cpu] += classes_[static_cast<size_t>(w.cls)].demand[cpu] * (blocked ? 1 : -1);
+}
+
+void SchedulerState::worker_idle(uint32_t slot, bool idle, int64_t now) {
+  Worker& w = workers_[slot];
+  if (idle && !w.idle) w.since = now;
+  w.idle = idle;
+}
+
+void SchedulerState::lease_returned(uint32_t slot, int64_t now) {
+  Worker& w = workers_[slot];
+  w.revoking = false;
+  if (w.cls < 0) return;
+  Class& c = classes_[static_cast<size_t>(w.cls)];
+  charge(w, c, +1);
+  --c.leases;
+  w.cls = -1;
+  w.gpus = 0;
+  w.since = now;
+}
+
+// ---- counting --------------------------------------------------------------------------------------
+
+void SchedulerState::charge(Worker& w, const Class& c, int64_t sign) {
+  for (size_t i = 0; i < kResourcesMax; ++i) {
+    if (static_cast<int>(i) == limits_.cpu && w.blocked) continue;
+    free_[i] += sign * c.demand[i];
+  }
+  for (uint32_t g = 0; g < kGpusMax; ++g)
+    if (w.gpus >> g & 1) gpu_free_[g] += sign * w.gpu_units;
+}
+
+bool SchedulerState::zero_demand(const Class& c) const {
+  return std::all_of(c.demand.begin(), c.demand.end(), [](int64_t d) { return d == 0; });
+}
+
+bool SchedulerState::feasible(uint32_t cls) const {
+  const Class& c = classes_[cls];
+  for (size_t i = 0; i < kResourcesMax; ++i)
+    if (c.demand[i] > limits_.total[i]) return false;
+  return true;
+}
+
+bool SchedulerState::fits(const Class& c, const Units& free) const {
+  for (size_t i = 0; i < kResourcesMax; ++i)
+    if (c.demand[i] > 0 && c.demand[i] > free[i]) return false;
+  return true;
+}
+
+bool SchedulerState::fits_beside_claimant(uint32_t cls) const {
+  const Class& c = classes_[cls];
+  if (claimant_ < 0 || static_cast<uint32_t>(claimant_) == cls) return fits(c, free_);
+  Units left = free_;
+  for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= classes_[static_cast<size_t>(claimant_)].demand[i];
+  return fits(c, left);
+}
+
+// Whole GPUs are empty ones; a share goes to the fullest that has room.
+bool SchedulerState::gpus_for(const Class& c, uint32_t* mask, int64_t* units) const {
+  *mask = 0;
+  *units = 0;
+  int64_t demand = limits_.gpu < 0 ? 0 : c.demand[static_cast<size_t>(limits_.gpu)];
+  if (demand == 0) return true;
+  if (demand < kUnit) {
+    int best = -1;
+    for (uint32_t g = 0; g < kGpusMax; ++g)
+      if (gpu_free_[g] >= demand && (best < 0 || gpu_free_[g] < gpu_free_[static_cast<size_t>(best)]))
+        best = static_cast<int>(g);
+    if (best < 0) return false;
+    *mask = 1u << best;
+    *units = demand;
+    return true;
+  }
+  int64_t left = demand / kUnit;
+  for (uint32_t g = 0; g < kGpusMax && left > 0; ++g) {
+    if (gpu_free_[g] != kUnit) continue;
+    *mask |= 1u << g;
+    --left;
+  }
+  *units = kUnit;
+  return left == 0;
+}
+
+uint32_t SchedulerState::awake(uint32_t cls) const {
+  uint32_t n = 0;
+  for (uint32_t s : slots_)
+    if (workers_[s].cls == static_cast<int32_t>(cls) && !workers_[s].blocked) ++n;
+  return n;
+}
+
+bool SchedulerState::has_idle(uint32_t cls) const {
+  return std::any_of(slots_.begin(), slots_.end(), [&](uint32_t s) {
+    return workers_[s].cls == static_cast<int32_t>(cls) && workers_[s].idle && !workers_[s].revoking;
+  });
+}
+
+bool SchedulerState::has_backlog() const {
+  for (uint32_t c = 0; c < classes_.size(); ++c)
+    if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
+  return false;
+}
+
+// How many more leases the class would take now.
+uint32_t SchedulerState::wanted(uint32_t cls) const {
+  const Class& c = classes_[cls];
+  if (!c.known || !feasible(cls)) return 0;
+  uint32_t n = awake(cls);
+  uint32_t more = c.backlog && !has_idle(cls) ? 1 : 0;
+  if (cls == 0) {
+    if (n >= limits_.cpus) return more;
+    // without work it takes only what nobody else is waiting for
+    return c.backlog || !somebody_waits() ? limits_.cpus - n : 0;
+  }
+  uint32_t most = std::max(64u, 8 * limits_.cpus);
+  return zero_demand(c) && n >= most ? 0 : more;
+}
+
+bool SchedulerState::somebody_waits() const {
+  return std::any_of(classes_.begin() + 1, classes_.end(),
+                     [](const Class& c) { return c.backlog && c.waits; });
+}
+
+// Free now, and what the leases under revocation will free.
+Units SchedulerState::coming() const {
+  Units units = free_;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0 || !w.revoking) continue;
+    for (size_t i = 0; i < kResourcesMax; ++i)
+      if (!(w.blocked && static_cast<int>(i) == limits_.cpu)) units[i] += classes_[static_cast<size_t>(w.cls)].demand[i];
+  }
+  return units;
+}
+
+// ---- decisions -------------------------------------------------------------------------------------
+
+void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) {
+  out_ = actions;
+  next_ = kNever;
+  starting_envs_.clear();
+  for (uint32_t s : slots_)
+    if (!workers_[s].alive) starting_envs_.push_back(workers_[s].env);
+  find_claimant(now);
+  keep_leases(now);
+  shed_oversubscribed(now);
+  uint32_t n = static_cast<uint32_t>(classes_.size());
+  if (claimant_ >= 0) serve(static_cast<uint32_t>(claimant_), now);
+  for (uint32_t i = 0; i < n; ++i) serve((rotate_ + i) % n, now);
+  if (n != 0) rotate_ = (rotate_ + 1) % n;
+  retire_spares(now);
+  stand();
+}
+
+void SchedulerState::find_claimant(int64_t now) {
+  claimant_ = -1;
+  int64_t oldest = kNever;
+  for (uint32_t c = 0; c < classes_.size(); ++c) {
+    int64_t since = classes_[c].unmet_since;
+    if (since < 0 || since >= oldest || now - since < kStarvedNs) continue;
+    oldest = since;
+    claimant_ = static_cast<int>(c);
+  }
+}
+
+// Idle leases of other classes go back after a while.
+void SchedulerState::keep_leases(int64_t now) {
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls <= 0 || !w.idle || w.revoking || classes_[static_cast<size_t>(w.cls)].backlog) continue;
+    if (now - w.since >= kIdleLeaseNs)
+      revoke(s);
+    else
+      due(w.since + kIdleLeaseNs);
+  }
+}
+
+// Workers that were blocked work again and there are more than CPUs: one at a time gives its lease back.
+void SchedulerState::shed_oversubscribed(int64_t now) {
+  Units left = coming();
+  bool over = (limits_.cpu >= 0 && left[static_cast<size_t>(limits_.cpu)] < 0) ||
+              (!classes_.empty() && awake(0) > limits_.cpus && limits_.cpu < 0);
+  if (!over) {
+    over_since_ = -1;
+    return;
+  }
+  if (over_since_ < 0) over_since_ = now;
+  if (now - over_since_ < kIdleLeaseNs) return due(over_since_ + kIdleLeaseNs);
+  int best = -1;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0 || w.blocked || w.revoking) continue;
+    if (limits_.cpu >= 0 && classes_[static_cast<size_t>(w.cls)].demand[static_cast<size_t>(limits_.cpu)] == 0) continue;
+    const Worker* b = best < 0 ? nullptr : &workers_[static_cast<size_t>(best)];
+    bool better = b == nullptr || w.idle > b->idle || (w.idle == b->idle && w.granted_at > b->granted_at);
+    if (better) best = static_cast<int>(s);
+  }
+  if (best >= 0) revoke(static_cast<uint32_t>(best));
+  due(now + kMs);
+}
+
+int SchedulerState::free_worker(uint32_t env) const {
+  int best = -1;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (!w.alive || w.cls >= 0 || w.exiting || w.revoking || w.env != env) continue;
+    if (best < 0 || static_cast<int>(s) < best) best = static_cast<int>(s);
+  }
+  return best;
+}
+
+void SchedulerState::serve(uint32_t cls, int64_t now) {
+  Class& c = classes_[cls];
+  c.waits = false;
+  uint32_t want = wanted(cls);
+  while (want > 0 && fits_beside_claimant(cls)) {
+    int slot = free_worker(c.env);
+    if (slot < 0 || !grant(cls, static_cast<uint32_t>(slot), now)) break;
+    c.unmet_since = -1;
+    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
+    want = wanted(cls);
+  }
+  if (want == 0) {
+    c.unmet_since = -1;
+    return;
+  }
+  uint32_t mask;
+  int64_t units;
+  if (!fits(c, free_) || !gpus_for(c, &mask, &units)) return make_room(cls, now);
+  if (!fits_beside_claimant(cls)) return;
+  // only workers are missing; those on their way count
+  Units left = free_;
+  bool urgent = c.backlog || awake(cls) == 0 || c.leases < limits_.cpus;
+  for (; want > 0 && fits(c, left) && urgent; --want) {
+    for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= c.demand[i];
+    auto it = std::find(starting_envs_.begin(), starting_envs_.end(), c.env);
+    if (it != starting_envs_.end())
+      starting_envs_.erase(it);
+    else if (slots_.size() < kWorkersMax)
+      out_->push_back({SchedulerAction::kFork, 0, cls, c.env, 0});
+  }
+}
+
+// The worker whose lease goes so that for_cls gets resources: one idle on a class without work, or, when
+// for_cls is starved, a busy one that has had its turn.
+int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
+  const Class& f = classes_[for_cls];
+  int best = -1;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0 || w.revoking || w.cls == static_cast<int32_t>(for_cls)) continue;
+    const Class& c = classes_[static_cast<size_t>(w.cls)];
+    if (busy ? now - w.granted_at < kStarvedNs : !w.idle || c.backlog) continue;
+    bool helps = false;
+    for (size_t i = 0; i < kResourcesMax; ++i) {
+      bool freed = c.demand[i] > 0 && !(w.blocked && static_cast<int>(i) == limits_.cpu);
+      helps = helps || (freed && f.demand[i] > free_[i]);
+    }
+    uint32_t mask;
+    int64_t units;
+    helps = helps || (w.gpus != 0 && !gpus_for(f, &mask, &units));
+    if (!helps) continue;
+    if (best < 0 || w.granted_at < workers_[static_cast<size_t>(best)].granted_at) best = static_cast<int>(s);
+  }
+  return best;
+}
+
+void SchedulerState::make_room(uint32_t cls, int64_t now) {
+  Class& c = classes_[cls];
+  if (!c.backlog) return;  // class 0 without work waits until something is free
+  c.waits = true;
+  if (awake(cls) != 0)
+    c.unmet_since = -1;  // it wants more, but it is not starved
+  else if (c.unmet_since < 0)
+    c.unmet_since = now;
+  while (!fits(c, coming())) {
+    int slot = victim(cls, false, now);
+    if (slot < 0 && c.unmet_since >= 0 && now - c.unmet_since >= kStarvedNs) slot = victim(cls, true, now);
+    if (slot < 0) break;
+    revoke(static_cast<uint32_t>(slot));
+  }
+  if (c.unmet_since >= 0) due(std::max(now + kMs, c.unmet_since + kStarvedNs));
+}
+
+bool SchedulerState::grant(uint32_t cls, uint32_t slot, int64_t now) {
+  Class& c = classes_[cls];
+  Worker& w = workers_[slot];
+  uint32_t mask;
+  int64_t units;
+  if (!gpus_for(c, &mask, &units)) return false;
+  w.cls = static_cast<int32_t>(cls);
+  w.gpus = mask;
+  w.gpu_units = units;
+  w.granted_at = w.since = now;
+  w.idle = false;
+  charge(w, c, -1);
+  ++c.leases;
+  c.standing = false;
+  out_->push_back({SchedulerAction::kGrant, slot, cls, c.env, mask});
+  return true;
+}
+
+void SchedulerState::revoke(uint32_t slot) {
+  workers_[slot].revoking = true;
+  out_->push_back({SchedulerAction::kRevoke, slot, static_cast<uint32_t>(workers_[slot].cls), 0, 0});
+}
+
+void SchedulerState::retire_spares(int64_t now) {
+  uint32_t defaults = 0;
+  for (uint32_t s : slots_) defaults += workers_[s].alive && workers_[s].env == 0 && !workers_[s].exiting;
+  for (uint32_t s : slots_) {
+    Worker& w = workers_[s];
+    if (!w.alive || w.exiting || w.cls >= 0 || (w.env == 0 && defaults <= limits_.cpus)) continue;
+    int64_t end = w.since + (w.env == 0 ? kSpareDefaultNs : kSpareEnvNs);
+    if (now < end) {
+      due(end);
+      continue;
+    }
+    w.exiting = true;
+    if (w.env == 0) --defaults;
+    out_->push_back({SchedulerAction::kExit, s, 0, w.env, 0});
+  }
+}
+
+void SchedulerState::stand() {
+  for (uint32_t cls = 0; cls < classes_.size(); ++cls) {
+    Class& c = classes_[cls];
+    if (!c.known || c.leases != 0 || c.standing || (c.backlog && feasible(cls))) continue;
+    c.standing = true;
+    out_->push_back({SchedulerAction::kStand, 0, cls, 0, 0});
+  }
+}
+
+bool SchedulerState::is_valid() const {
+  Units sum = free_;
+  std::vector<uint32_t> leases(classes_.size());
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0) continue;
+    ++leases[static_cast<size_t>(w.cls)];
+    for (size_t i = 0; i < kResourcesMax; ++i)
+      if (!(w.blocked && static_cast<int>(i) == limits_.cpu)) sum[i] += classes_[static_cast<size_t>(w.cls)].demand[i];
+  }
+  for (size_t c = 0; c < classes_.size(); ++c)
+    if (leases[c] != classes_[c].leases) return false;
+  return sum == limits_.total;
+}
+
+}  // namespace fastray

@@ -1,0 +1,139 @@
+// Who may work on what: the decisions of a node's local scheduler, as a pure state machine.
+//
+//   event     what happened: a worker attached, blocked, went idle, died; a class has a backlog
+//   action    what to do about it: grant or revoke a lease, fork a worker, tell one to exit
+//   lease     a worker's right to claim tasks of one class; resources are counted per lease
+//   charge    what a lease takes from the node; a blocked worker's charge is without its CPU
+//   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs
+//
+// No clock, no shared memory, no system call: local_scheduler.cpp feeds the events, calls decide(now) and
+// carries the actions out; tests/native/scheduler_state_test.cpp plays transcripts.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "types.h"
+
+namespace fastray {
+
+using Units = std::array<int64_t, kResourcesMax>;  // in 1/10000 of a unit, by resource index
+
+struct SchedulerAction {
+  enum Kind : uint8_t {
+    kGrant,   // worker, cls, gpus
+    kRevoke,  // worker
+    kFork,    // env
+    kExit,    // worker
+    kStand,   // cls has no lease: the node stands among its sleepers
+  } kind;
+  uint32_t worker = 0;
+  uint32_t cls = 0;
+  uint32_t env = 0;
+  uint32_t gpus = 0;
+};
+
+class SchedulerState {
+ public:
+  static constexpr int64_t kMs = 1000000;
+  static constexpr int64_t kIdleLeaseNs = 50 * kMs;  // idle leases of other classes, surplus of class 0
+  static constexpr int64_t kStarvedNs = 20 * kMs;
+  static constexpr int64_t kSpareEnvNs = 1000 * kMs;
+  static constexpr int64_t kSpareDefaultNs = 10000 * kMs;
+  static constexpr uint32_t kWorkersMax = 3000;
+  static constexpr int64_t kNever = INT64_MAX;
+  static constexpr int64_t kUnit = 10000;
+
+  struct Limits {
+    Units total{};
+    uint32_t cpus = 1;
+    int cpu = 0;   // resource indices; -1: the node has none
+    int gpu = -1;
+  };
+  explicit SchedulerState(const Limits& limits);
+
+  // ---- events --------------------------------------------------------------------------------
+  void class_seen(uint32_t cls, const Units& demand, uint32_t env);
+  void class_backlog(uint32_t cls, bool backlog) { classes_[cls].backlog = backlog; }
+  void class_stand_taken(uint32_t cls) { classes_[cls].standing = false; }
+  void worker_starting(uint32_t slot, uint32_t env);
+  void worker_attached(uint32_t slot, int64_t now);
+  void worker_died(uint32_t slot);
+  void worker_blocked(uint32_t slot, bool blocked);
+  void worker_idle(uint32_t slot, bool idle, int64_t now);
+  void lease_returned(uint32_t slot, int64_t now);
+
+  // ---- decisions -----------------------------------------------------------------------------
+  void decide(int64_t now, std::vector<SchedulerAction>* actions);
+  // When decide() has to be called again though nothing happens; kNever when there is no need.
+  int64_t next_deadline() const { return next_; }
+  // Some class has work that this node can do.
+  bool has_backlog() const;
+
+  bool knows_class(uint32_t cls) const { return cls < classes_.size() && classes_[cls].known; }
+  bool feasible(uint32_t cls) const;
+  uint32_t leases(uint32_t cls) const { return classes_[cls].leases; }
+  bool is_leased(uint32_t slot) const { return slot < workers_.size() && workers_[slot].cls >= 0; }
+  int class_of_worker(uint32_t slot) const { return workers_[slot].cls; }
+  const Units& available() const { return free_; }
+  bool is_valid() const;  // free + charges == total; counts agree
+
+ private:
+  struct Worker {
+    bool present = false, alive = false, revoking = false, blocked = false, idle = false, exiting = false;
+    uint32_t env = 0;
+    int32_t cls = -1;
+    uint32_t gpus = 0;
+    int64_t gpu_units = 0;   // charged on each of its GPUs
+    int64_t since = 0;       // idle since, or without a lease since
+    int64_t granted_at = 0;
+  };
+  struct Class {
+    bool known = false, backlog = false, standing = false, waits = false;  // waits for resources
+    Units demand{};
+    uint32_t env = 0;
+    uint32_t leases = 0;
+    int64_t unmet_since = -1;
+  };
+
+  void keep_leases(int64_t now);
+  void shed_oversubscribed(int64_t now);
+  void serve(uint32_t cls, int64_t now);
+  void make_room(uint32_t cls, int64_t now);
+  void find_claimant(int64_t now);
+  void retire_spares(int64_t now);
+  void stand();
+  uint32_t wanted(uint32_t cls) const;
+  bool somebody_waits() const;
+  bool fits(const Class& c, const Units& free) const;
+  bool fits_beside_claimant(uint32_t cls) const;
+  bool gpus_for(const Class& c, uint32_t* mask, int64_t* units) const;
+  void charge(Worker& w, const Class& c, int64_t sign);
+  bool grant(uint32_t cls, uint32_t slot, int64_t now);
+  void revoke(uint32_t slot);
+  int free_worker(uint32_t env) const;
+  int victim(uint32_t for_cls, bool busy, int64_t now) const;
+  Units coming() const;
+  uint32_t awake(uint32_t cls) const;  // leased and not blocked
+  bool has_idle(uint32_t cls) const;
+  bool zero_demand(const Class& c) const;
+  void due(int64_t t) {
+    if (t < next_) next_ = t;
+  }
+
+  Limits limits_;
+  Units free_{};
+  std::vector<Worker> workers_;  // by slot
+  std::vector<uint32_t> slots_;  // of those present
+  std::vector<Class> classes_;
+  std::array<int64_t, kGpusMax> gpu_free_{};
+  std::vector<SchedulerAction>* out_ = nullptr;
+  std::vector<uint32_t> starting_envs_;  // of workers on their way, not yet counted on
+  uint32_t rotate_ = 0;
+  int claimant_ = -1;
+  int64_t over_since_ = -1;
+  int64_t next_ = kNever;
+};
+
+}  // namespace fastray

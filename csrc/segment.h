@@ -1,0 +1,63 @@
+// The segment: one sparse memfd that holds all shared state of a node, mapped whole by each process.
+// `Segment` is a process's view of it: base pointer and typed access; copies are cheap. Whoever starts
+// a session calls `create`; everyone else `attach`es by file descriptor. Only touched pages cost memory.
+#pragma once
+
+#include <string>
+
+#include "types.h"
+
+namespace fastray {
+
+class Segment {
+ public:
+  struct Limits {
+    uint64_t object_store_bytes;
+    uint64_t session;
+  };
+  // Both return an empty string, or what went wrong.
+  static std::string create(const Limits& limits, Segment* out);
+  static std::string attach(int fd, Segment* out);
+  void detach();
+
+  explicit operator bool() const { return base_ != nullptr; }
+  int fd() const { return fd_; }
+  uint8_t* base() const { return base_; }
+  Header& header() const { return *reinterpret_cast<Header*>(base_); }
+  Record* records() const { return records_; }
+  Record& record(uint32_t index) const { return records_[index]; }
+  Record& record(Handle h) const { return records_[index_of(h)]; }
+  Proc& proc(uint32_t slot) const { return procs_[slot]; }
+  Ledger& ledger(uint32_t slot) const { return at<Ledger>(header().ledgers)[slot]; }
+  Class& cls(uint32_t c) const { return at<Class>(header().classes)[c]; }
+  Queue& queue(uint32_t q) const { return at<Queue>(header().queues)[q]; }
+  Function& function(uint32_t f) const { return at<Function>(header().functions)[f]; }
+  std::atomic<uint32_t>& chunk_owner(uint32_t c) const {
+    return at<std::atomic<uint32_t>>(header().chunk_owners)[c];
+  }
+  // Bit map of the records of chunk c that others gave back: kChunkRecords / 64 words.
+  std::atomic<uint64_t>* returned(uint32_t c) const {
+    return at<std::atomic<uint64_t>>(header().returned) + uint64_t{c} * (kChunkRecords / 64);
+  }
+  template <class T>
+  T* at(Offset offset) const {
+    return reinterpret_cast<T*>(base_ + offset);
+  }
+  Offset offset_of(const void* p) const {
+    return static_cast<Offset>(static_cast<const uint8_t*>(p) - base_);
+  }
+  // An edge's u32 name is its offset / 16 from the start of the data area.
+  Edge* edge(uint32_t e) const { return at<Edge>(header().data + uint64_t{e} * 16); }
+  uint32_t edge_name(Offset o) const { return static_cast<uint32_t>((o - header().data) / 16); }
+
+ private:
+  uint8_t* base_ = nullptr;
+  Record* records_ = nullptr;
+  Proc* procs_ = nullptr;
+  int fd_ = -1;
+};
+
+// Data area: regions of 2 MiB, owned by processes. Region 0 is never given out (offset 0 is "none").
+inline constexpr uint64_t kRegionBytes = uint64_t{2} << 20;
+
+}  // namespace fastray

@@ -1,0 +1,250 @@
+# Every foreign declaration of fastray's Cython, in one place. The words are explained in csrc/types.h;
+# the classes in the header named. Nothing here raises; all of it may be called without the GIL unless
+# csrc/process.h says that one thread at a time may use it (then: hold the GIL).
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+# ---- csrc/types.h, csrc/segment.h, csrc/process.h -------------------------------------------------
+
+cdef extern from "types.h" namespace "fastray" nogil:
+    ctypedef uint64_t Offset
+    ctypedef uint64_t Handle
+    uint32_t kProcsMax, kClassesMax, kFunctionsMax, kResourcesMax
+    size_t kInlineArgs, kInlineResult
+    uint8_t kArgsInHeap
+    uint64_t kFlagsMask
+    Handle make_handle(uint32_t index, uint32_t gen)
+    uint32_t index_of(Handle h)
+    uint32_t gen_of(Handle h)
+    uint32_t word_gen(uint64_t w)
+    uint32_t word_holder(uint64_t w)
+    cbool is_sealed(uint64_t w)
+    enum State:
+        kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised
+    enum Flag:
+        kFlagDetached, kFlagBorrowed, kFlagShared, kFlagArgHeap, kFlagResultHeap, kFlagAwaited
+        kFlagEdges, kFlagCancel, kFlagRefs, kFlagMulti
+    enum Kind:
+        kTask, kObject, kPromise, kItem
+    enum ErrorCode:
+        kErrorUser, kErrorCrashed, kErrorCancelled, kErrorStoreFull, kErrorOwnerDied, kErrorSystem
+    enum BlockUse:
+        kBlockRing, kBlockBlob
+    enum FunctionFlag:
+        kRetryExceptions, kStreaming, kBlobIsRuntimeEnv
+    State state_of(uint64_t w)
+
+    cdef cppclass Atomic32 "std::atomic<uint32_t>":
+        uint32_t load()
+        void store(uint32_t v)
+        uint32_t fetch_add(uint32_t v)
+        cbool compare_exchange_strong(uint32_t& expected, uint32_t desired)
+    cdef cppclass Atomic64 "std::atomic<uint64_t>":
+        uint64_t load()
+        void store(uint64_t v)
+        uint64_t fetch_or(uint64_t v)
+    cdef struct HeapRef:
+        Offset offset
+        uint64_t bytes
+    cdef cppclass Record:
+        uint64_t id
+        uint32_t function
+        uint16_t owner, cls
+        uint32_t parent, pins
+        uint8_t kind, depth
+        uint16_t ret
+        uint8_t args_bytes, attempts, dependencies, references
+        uint8_t args[32]
+        HeapRef args_heap
+        Atomic64 state
+        Atomic32 edges
+        uint32_t result_bytes
+        uint8_t result[48]
+        HeapRef result_heap
+    cdef struct PayloadHeader:
+        uint64_t total_bytes
+        uint32_t codec_bytes, dependencies, references, buffers
+    cdef struct Returns:
+        uint64_t list
+        uint64_t handles[5]
+    cdef cppclass Stream:
+        Atomic64 first
+        Atomic32 produced
+        Atomic32 consumed
+        uint64_t cursor
+        uint32_t ahead_max
+        Atomic32 producer_sleeps
+        uint64_t error, last
+    cdef struct CrashReport:
+        int32_t pid, signal, exit_code
+        uint32_t attempts
+    cdef cppclass Proc:
+        Atomic32 state
+        uint32_t incarnation, kind
+        int32_t pid
+        Atomic32 lease, revoke
+        uint32_t runtime_env, gpus
+        Atomic32 exiting
+        Atomic64 claim
+        Atomic64 heartbeat
+        Atomic32 blocked
+        uint32_t depth
+        Atomic32 futex
+    cdef cppclass Class:
+        Atomic32 state
+        uint32_t runtime_env
+        uint64_t demand[16]
+        Atomic32 leases
+    cdef cppclass Function:
+        Atomic32 state
+        uint32_t flags
+        uint64_t hash[2]
+        Offset blob
+        uint64_t blob_bytes
+        int32_t max_retries, returns
+        uint32_t max_calls
+        uint16_t cls, writer
+        char name[64]
+    cdef struct Resource:
+        char name[56]
+        uint64_t total
+    cdef cppclass Header:
+        uint64_t session
+        uint64_t object_store_bytes
+        Atomic32 functions_used, classes_used, resources_used, procs_used, dormant, deaths, node_ready
+        uint32_t cpus, membarrier
+        Resource resources[16]
+
+cdef extern from "<atomic>" nogil:
+    pass
+
+cdef extern from "os.h" namespace "fastray::os" nogil:
+    uint64_t ticks()
+    double ticks_per_us()
+    void pause()
+    int64_t now_ns()
+    uint64_t random_u64()
+    cbool membarrier_register()
+
+cdef extern from "segment.h" namespace "fastray" nogil:
+    cdef cppclass SegmentLimits "fastray::Segment::Limits":
+        uint64_t object_store_bytes, session
+    cdef cppclass Segment:
+        @staticmethod
+        string create(const SegmentLimits& limits, Segment* out)
+        @staticmethod
+        string attach(int fd, Segment* out)
+        void detach()
+        int fd()
+        uint8_t* base()
+        Header& header()
+        Record* records()
+        Record& record(Handle h)
+        Proc& proc(uint32_t slot)
+        Class& cls(uint32_t c)
+        Function& function(uint32_t f)
+        T* at[T](Offset offset)
+
+cdef extern from "object_allocator.h" namespace "fastray" nogil:
+    cdef struct AllocatorUsage "fastray::ObjectAllocator::Usage":
+        uint64_t object_bytes, region_bytes, blocks
+    cdef cppclass ObjectAllocator:
+        Offset allocate(size_t bytes, Handle owner_record)
+        void release(Offset block)
+        void collect()
+        void trim()
+        @staticmethod
+        AllocatorUsage usage(const Segment& segment)
+
+cdef extern from "process.h" namespace "fastray" nogil:
+    cdef enum class Wake:
+        kSealed, kKicked, kTimeout, kInterrupted
+    cdef cppclass PayloadShape:
+        const Handle* handles
+        uint32_t dependencies, references
+        const uint8_t* codec
+        uint64_t codec_bytes
+        const uint64_t* buffer_bytes
+        uint32_t buffers
+    cdef cppclass PayloadView:
+        PayloadHeader* header
+        Handle* handles
+        uint8_t* codec
+        uint64_t* buffer_bytes
+        uint8_t* buffer(uint32_t i)
+    cdef cppclass Process:
+        Process()
+        string attach(const Segment& segment, uint32_t kind, int slot, int bell_fd)
+        void abandon()
+        const Segment& segment()
+        Proc& self()
+        uint32_t slot()
+        ObjectAllocator& allocator()
+        Record* allocate_record()
+        uint32_t index_of_record(const Record* r)
+        Handle handle_of(const Record* r)
+        uint64_t next_id()
+        void hold(Handle h)
+        void drop(Handle h)
+        void unallocate(Record* r)
+        void sweep()
+        Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view)
+        @staticmethod
+        PayloadView view_payload(const Segment& segment, Offset offset)
+        @staticmethod
+        const Handle* argument_handles(const Segment& segment, const Record& r, uint32_t* deps, uint32_t* refs)
+        cbool publish(Record* r, Handle h, uint64_t flags)
+        cbool publish_waiting(Record* r, Handle h, uint64_t flags)
+        void publish_state(Record* r, Handle h, State state, uint64_t flags)
+        cbool seal(Handle h, State state, uint64_t flags)
+        cbool seal_promise(Handle h, State state, uint64_t flags)
+        void end_task()
+        cbool retry(Handle h)
+        cbool cancel(Handle h, int* running)
+        void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)
+        uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t n)
+        @staticmethod
+        const Handle* promise_handles(const Segment& segment, const Record& r)
+        cbool sealed(Handle h)
+        cbool mark_awaited(const Handle* handles, size_t n)
+        Wake sleep_on(const Handle* handles, size_t n, int64_t timeout_ns)
+        void nudge()
+        void ring_bell()
+        Handle poll_for_work(uint32_t spin_us)
+        void spread(uint64_t estimate_ticks)
+        Wake sleep_for_work(int64_t timeout_ns)
+        cbool lease_is_over()
+        cbool contain(Handle record, Handle container)
+        void adopt(Handle h, uint32_t pins)
+        size_t borrowed()
+        size_t owned_pending()
+        vector[Handle] owned_children(uint32_t parent)
+        @staticmethod
+        void wake_process(const Segment& segment, uint32_t slot)
+
+# ---- csrc/local_scheduler.h (for node.pyx) -----------------------------------------------------------
+
+cdef extern from "local_scheduler.h" namespace "fastray" nogil:
+    cdef cppclass SchedulerFds "fastray::LocalScheduler::Fds":
+        int segment, bell, driver, log
+    cdef cppclass NodeRequest:
+        uint32_t kind "kind"
+        uint32_t slot, env
+        int stdout_fd, stderr_fd, control_fd
+        string text
+    cdef cppclass LocalScheduler:
+        string start(const SchedulerFds& fds)
+        NodeRequest run()
+        void forked(const NodeRequest& request, int pid)
+        void become_child()
+        void set_ready()
+        void preload_later(const string& modules)
+        string runtime_env(uint32_t index)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, ...)
+    int PR_SET_NAME, PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER

@@ -1,0 +1,85 @@
+# cython: language_level=3, freethreading_compatible=False
+"""The node's loop, for Python: `run` works until something has to be done that only Python can do.
+
+fastray/node.py calls it again and again; the loop itself is csrc/local_scheduler.cpp. What run() returned
+(FORK, PRELOAD or EXIT) is described by the properties until the next run().
+"""
+from libcpp.string cimport string
+
+from fastray._native.cpp cimport LocalScheduler as CLocalScheduler
+from fastray._native.cpp cimport PR_SET_CHILD_SUBREAPER, PR_SET_NAME, PR_SET_PDEATHSIG, SchedulerFds, prctl
+
+FORK = 1
+PRELOAD = 2
+EXIT = 3
+
+
+def name_process(bytes name):
+    """What ps and top call this process."""
+    prctl(PR_SET_NAME, <const char*>name)
+
+
+def adopt_orphans():
+    """Grandchildren whose parent dies become children of this process."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(int signal):
+    """The kernel sends this process `signal` when its parent dies."""
+    prctl(PR_SET_PDEATHSIG, signal)
+
+
+cdef class LocalScheduler:
+    def __cinit__(self, int segment_fd, int bell_fd, int driver_fd, int log_fd):
+        cdef SchedulerFds fds
+        fds.segment = segment_fd
+        fds.bell = bell_fd
+        fds.driver = driver_fd
+        fds.log = log_fd
+        self.loop = new CLocalScheduler()
+        cdef string problem = self.loop.start(fds)
+        if problem.size() != 0:
+            raise OSError(problem.decode("utf-8", "replace"))
+
+    def run(self):
+        """Runs the node; returns FORK, PRELOAD or EXIT."""
+        with nogil:
+            self.request = self.loop.run()
+        return self.request.kind
+
+    @property
+    def slot(self):
+        """Of a FORK: the slot of the new worker."""
+        return self.request.slot
+
+    @property
+    def child_fds(self):
+        """Of a FORK: the child's stdout, stderr and control socket."""
+        return self.request.stdout_fd, self.request.stderr_fd, self.request.control_fd
+
+    @property
+    def modules(self):
+        """Of a PRELOAD: the modules to import."""
+        return self.request.text.decode().split("\n")
+
+    def runtime_env(self):
+        """Of a FORK: the pickled runtime_env of the new worker; b"" for none."""
+        cdef string blob = self.loop.runtime_env(self.request.env)
+        return <bytes>blob
+
+    def forked(self, int pid):
+        """In the parent: the child's pid, or -1 when fork failed."""
+        self.loop.forked(self.request, pid)
+
+    def become_child(self):
+        """In the child: forgets the node and closes what is its own."""
+        self.loop.become_child()
+
+    def set_ready(self):
+        """Tells drivers that the node runs."""
+        self.loop.set_ready()
+
+    def preload_later(self, list modules):
+        """Import these, by a PRELOAD, when there is nothing else to do."""
+        if modules:
+            self.loop.preload_later("\n".join(modules).encode())

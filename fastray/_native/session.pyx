@@ -1,0 +1,325 @@
+# cython: language_level=3, freethreading_compatible=False
+"""A process's attachment to a node, and the tables that are filled in rarely: functions, classes, resources.
+
+`Attachment` is made by `fastray.runtime` (driver) or `fastray.worker`, once per session, and handed to what
+needs it; `activate` also makes it the one that the fast paths of this package use.
+"""
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strncpy
+from libcpp.string cimport string
+
+from fastray._native.cpp cimport (
+    Class,
+    Function,
+    Handle,
+    Header,
+    ObjectAllocator,
+    Offset,
+    Proc,
+    Process,
+    Record,
+    Segment,
+    SegmentLimits,
+    index_of,
+    is_sealed,
+    kBlockBlob,
+    kClassesMax,
+    kFunctionsMax,
+    kPromise,
+    kResourcesMax,
+    make_handle,
+    membarrier_register,
+    random_u64,
+    state_of,
+)
+from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, session
+
+UNIT = 10000  # resources are counted in 1/10000 of a unit
+
+cdef enum:
+    EMPTY = 0
+    WRITING = 1
+    IN_USE = 2
+
+
+cdef int check(string problem) except -1:
+    if problem.size() != 0:
+        raise OSError(problem.decode("utf-8", "replace"))
+    return 0
+
+
+def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus):
+    """A new session's shared memory; its file descriptor. `resources` in 1/10000 of a unit."""
+    cdef SegmentLimits limits
+    cdef Segment segment
+    limits.object_store_bytes = object_store_bytes
+    limits.session = random_u64()
+    check(Segment.create(limits, &segment))
+    cdef Header* header = &segment.header()
+    header.membarrier = membarrier_register()
+    header.cpus = cpus
+    if len(resources) > <int>kResourcesMax:
+        raise ValueError(f"at most {kResourcesMax} kinds of resources, got {len(resources)}")
+    cdef int i
+    for i, (name, total) in enumerate(resources.items()):
+        encoded = name.encode()
+        if len(encoded) > 55:
+            raise ValueError(f"resource name longer than 55 bytes: {name!r}")
+        strncpy(header.resources[i].name, encoded, 55)
+        header.resources[i].total = total
+    header.resources_used.store(len(resources))
+    header.functions_used.store(1)  # 0 is "none"
+    cdef int fd = segment.fd()
+    import os
+    kept = os.dup(fd)
+    segment.detach()
+    return kept
+
+
+cdef class Attachment:
+    cdef Process* process
+    cdef Segment segment
+    cdef readonly bint active
+    cdef readonly int pid
+
+    def __cinit__(self, int segment_fd, int kind, int slot, int bell_fd):
+        import os
+        check(Segment.attach(segment_fd, &self.segment))
+        self.process = new Process()
+        self.pid = os.getpid()
+        check(self.process.attach(self.segment, kind, slot, bell_fd))
+
+    def activate(self, bint local=False):
+        """The fast paths use this attachment from now on."""
+        attach_session(self.process, local)
+        self.active = True
+
+    def deactivate(self):
+        """References of this session are stale from now on. The mapping stays: arrays may view it."""
+        if self.active:
+            detach_session()
+            self.active = False
+
+    def abandon(self):
+        """In a forked child: forgets the session without touching it."""
+        if self.active:
+            detach_session()
+            self.active = False
+        self.process.abandon()
+
+    # ---- this process and its node ----------------------------------------------------------------
+
+    @property
+    def slot(self):
+        return self.process.slot()
+
+    @property
+    def incarnation(self):
+        return self.process.self().incarnation
+
+    @property
+    def session_id(self):
+        return self.segment.header().session
+
+    @property
+    def node_ready(self):
+        return bool(self.segment.header().node_ready.load())
+
+    def ring(self):
+        self.process.ring_bell()
+
+    def counters(self):
+        """Figures of this process: references borrowed, tasks dropped before their end."""
+        self.process.sweep()
+        return {"borrowed": self.process.borrowed(), "pending_dropped": self.process.owned_pending()}
+
+    def store_usage(self):
+        """Bytes and blocks of the node's object store."""
+        usage = ObjectAllocator.usage(self.segment)
+        return {"object_bytes": usage.object_bytes, "region_bytes": usage.region_bytes, "blocks": usage.blocks,
+                "capacity_bytes": self.segment.header().object_store_bytes}
+
+    def resources(self):
+        """Total resources by name, in 1/10000 of a unit."""
+        cdef Header* header = &self.segment.header()
+        return {header.resources[i].name.decode(): header.resources[i].total
+                for i in range(header.resources_used.load())}
+
+    def leased(self):
+        """Resources under lease to workers that run a task, by name, in 1/10000 of a unit."""
+        cdef Header* header = &self.segment.header()
+        cdef uint32_t slot, lease, i
+        cdef Proc* p
+        used = dict.fromkeys(self.resources(), 0)
+        names = list(used)
+        for slot in range(1, header.procs_used.load()):
+            p = &self.segment.proc(slot)
+            lease = p.lease.load()
+            if p.state.load() != 2 or lease == 0 or p.claim.load() == 0:
+                continue
+            for i in range(len(names)):
+                if not (names[i] == "CPU" and p.blocked.load()):
+                    used[names[i]] += self.segment.cls(lease - 1).demand[i]
+        return used
+
+    def processes(self):
+        """(slot, kind, pid, incarnation, lease class or None, running handle) of each process alive."""
+        cdef Header* header = &self.segment.header()
+        cdef uint32_t slot
+        cdef Proc* p
+        rows = []
+        for slot in range(header.procs_used.load()):
+            p = &self.segment.proc(slot)
+            if p.state.load() == 2:
+                rows.append((slot, p.kind, p.pid, p.incarnation, p.lease.load() - 1 if p.lease.load() else None,
+                             p.claim.load()))
+        return rows
+
+    def own_environment(self):
+        """Function-table index of this worker's runtime_env, 0 without one."""
+        return self.process.self().runtime_env
+
+    def own_demand(self):
+        """What this worker's lease gives it, by resource, in 1/10000 of a unit."""
+        cdef uint32_t lease = self.process.self().lease.load()
+        names = list(self.resources())
+        if lease == 0:
+            return {}
+        return {names[i]: self.segment.cls(lease - 1).demand[i] for i in range(len(names))}
+
+    def own_gpus(self):
+        """Bit mask of the GPU indices leased to this process."""
+        return self.process.self().gpus
+
+    # ---- scheduling classes --------------------------------------------------------------------------
+
+    def register_class(self, dict demand, uint32_t runtime_env=0):
+        """Index of the class with this demand (1/10000 of a unit, by resource name) and runtime_env."""
+        cdef Header* header = &self.segment.header()
+        names = list(self.resources())
+        wanted = [demand.get(name, 0) for name in names]
+        wanted += [0] * (<int>kResourcesMax - len(wanted))
+        cdef uint32_t c, i, expected
+        cdef Class* cls
+        for c in range(kClassesMax):
+            cls = &self.segment.cls(c)
+            while cls.state.load() == WRITING:
+                pass  # a few stores by a live process; the reaper resets a dead one's
+            if cls.state.load() == EMPTY:
+                expected = EMPTY
+                if cls.state.compare_exchange_strong(expected, WRITING):
+                    cls.runtime_env = runtime_env
+                    for i in range(kResourcesMax):
+                        cls.demand[i] = wanted[i]
+                    cls.state.store(IN_USE)
+                    if header.classes_used.load() < c + 1:
+                        header.classes_used.store(c + 1)
+                    self.process.ring_bell()
+                    return c
+                while cls.state.load() == WRITING:
+                    pass
+            if cls.runtime_env == runtime_env and all(cls.demand[i] == wanted[i] for i in range(kResourcesMax)):
+                return c
+        from fastray.exceptions import FunctionTableFullError
+        raise FunctionTableFullError(f"more than {kClassesMax} different combinations of resources and runtime_env")
+
+    # ---- functions -------------------------------------------------------------------------------------
+
+    def register_function(self, bytes blob, bytes digest, str name, uint32_t flags, int32_t max_retries,
+                          int32_t returns, uint32_t max_calls, uint16_t cls):
+        """Index of the function variant in the function table; the same content has one entry."""
+        cdef Header* header = &self.segment.header()
+        cdef uint64_t low = int.from_bytes(digest[:8], "little"), high = int.from_bytes(digest[8:16], "little")
+        cdef uint32_t f, expected
+        cdef Function* entry
+        for f in range(1, header.functions_used.load()):
+            entry = &self.segment.function(f)
+            if entry.state.load() == IN_USE and entry.hash[0] == low and entry.hash[1] == high:
+                return f
+        while True:
+            f = header.functions_used.fetch_add(1)
+            if f >= kFunctionsMax:
+                header.functions_used.store(kFunctionsMax)
+                from fastray.exceptions import FunctionTableFullError
+                raise FunctionTableFullError(f"more than {kFunctionsMax} different functions were exported")
+            entry = &self.segment.function(f)
+            expected = EMPTY
+            entry.writer = <uint16_t>self.process.slot()
+            if entry.state.compare_exchange_strong(expected, WRITING):
+                break
+        self.fill_function(entry, f, blob, low, high, name)
+        entry.flags = flags
+        entry.max_retries = max_retries
+        entry.returns = returns
+        entry.max_calls = max_calls
+        entry.cls = cls
+        entry.state.store(IN_USE)
+        return f
+
+    cdef int fill_function(self, Function* entry, uint32_t f, bytes blob, uint64_t low, uint64_t high,
+                           str name) except -1:
+        cdef Offset offset = self.process.allocator().allocate(len(blob) + 1, make_handle(0, kBlockBlob | f))
+        if offset == 0:
+            entry.state.store(EMPTY)
+            from fastray.exceptions import ObjectStoreFullError
+            raise ObjectStoreFullError(f"no room for the {len(blob):,} bytes of function {name}")
+        memcpy(self.segment.base() + offset, <const char*>blob, len(blob))
+        entry.blob = offset
+        entry.blob_bytes = len(blob)
+        entry.hash[0] = low
+        entry.hash[1] = high
+        memset(entry.name, 0, 64)
+        cut = name.encode("utf-8", "replace")[:63]
+        memcpy(entry.name, <const char*>cut, len(cut))
+        return 0
+
+    def function_blob(self, uint32_t f):
+        """The bytes registered as function `f` (or runtime_env `f`)."""
+        cdef Function* entry = &self.segment.function(f)
+        if f == 0 or f >= kFunctionsMax or entry.state.load() != IN_USE:
+            raise KeyError(f"function table has no entry {f}")
+        return (<const char*>(self.segment.base() + entry.blob))[:entry.blob_bytes]
+
+    def function_name(self, uint32_t f):
+        return (<bytes>self.segment.function(f).name).decode("utf-8", "replace")
+
+    def function_options(self, uint32_t f):
+        """(max_retries, returns, flags, max_calls) of function `f`."""
+        cdef Function* entry = &self.segment.function(f)
+        return entry.max_retries, entry.returns, entry.flags, entry.max_calls
+
+    # ---- tasks ------------------------------------------------------------------------------------------
+
+    def cancel(self, ObjectRef ref):
+        """(True when cancelled before its start, slot of the worker that runs it or -1, handle of the task)."""
+        check_ref(ref)
+        cdef Handle h = ref.handle
+        cdef Record* r = &session.records[index_of(h)]
+        if r.kind == kPromise:
+            h = r.args_heap.offset  # the task that makes it
+        cdef int running = -1
+        done = self.process.cancel(h, &running)
+        return bool(done), running, h
+
+    def cancel_handle(self, Handle h):
+        cdef int running = -1
+        done = self.process.cancel(h, &running)
+        return bool(done), running, h
+
+    def children(self, Handle parent):
+        """Handles of the unfinished tasks that this process submitted from task `parent`."""
+        return list(self.process.owned_children(index_of(parent)))
+
+    def task_state(self, ObjectRef ref):
+        """Name of the state, attempts, name of the function: for `fastray why` and tests."""
+        check_ref(ref)
+        cdef Record* r = &session.records[index_of(ref.handle)]
+        names = ("free", "waiting", "ready", "running", "done", "failed", "promised")
+        return names[<int>state_of(r.state.load())], r.attempts, self.function_name(r.function)
+
+    def handle_of(self, ObjectRef ref):
+        return ref.handle
+
+
+def current_attachment_active():
+    return session.process != NULL

@@ -1,0 +1,224 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""Streaming generators: a task whose results come one by one.
+
+The task's result line is a `Stream` (csrc/types.h): items are records the worker makes, hands over to the
+task's owner, and links, each naming the next; the store to `produced` publishes an item. The consumer keeps
+the item it took last for its link. A task that is run again skips the items already there, so the consumer
+sees each index once. An exception becomes the last item; a crash for good, the stream's own error.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastray._native.cpp cimport (
+    Handle,
+    PayloadView,
+    Process,
+    Record,
+    Stream,
+    Wake,
+    index_of,
+    is_sealed,
+    kDone,
+    kErrorUser,
+    kFailed,
+    kFlagDetached,
+    kFlagShared,
+    kItem,
+    state_of,
+)
+from fastray._native.object_ref cimport ObjectRef, make_held_ref, make_ref, session
+from fastray._native.values cimport decode_error, write_value
+from fastray._native.wait cimport deadline_of, wait_handles
+
+
+cdef inline Stream* stream_of(Record* r) noexcept:
+    return <Stream*>r.result
+
+
+cdef object make_stream(Record* r, Handle h, uint32_t ahead_max):
+    cdef Stream* s = stream_of(r)
+    s.first.store(0)
+    s.produced.store(0)
+    s.consumed.store(0)
+    s.cursor = 0
+    s.ahead_max = ahead_max
+    s.producer_sleeps.store(0)
+    s.error = 0
+    s.last = 0
+    cdef ObjectRefGenerator g = ObjectRefGenerator.__new__(ObjectRefGenerator)
+    g.task = make_ref(h)
+    return g
+
+
+cdef class ObjectRefGenerator:
+    """Iterates over the ObjectRefs of a streaming task as they are made; also `async for` (Ray's ObjectRefGenerator)."""
+
+    cdef ObjectRef task
+    cdef bint failed
+
+    def __init__(self):
+        raise TypeError("generators come from f.remote() of a task with num_returns='streaming'")
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        ref = self._next(None)
+        if ref is None:
+            raise StopIteration
+        return ref
+
+    def _next(self, timeout):
+        """The next reference; None at the end. Raises GetTimeoutError when none came in `timeout` seconds."""
+        cdef Record* t
+        cdef Stream* s
+        cdef int64_t deadline = deadline_of(timeout)
+        while True:
+            t = &session.records[index_of(self.task.handle)]
+            s = stream_of(t)
+            if s.produced.load() > s.consumed.load():
+                return self._take(t, s)
+            if is_sealed(t.state.load()):
+                if s.produced.load() > s.consumed.load():
+                    continue
+                if state_of(t.state.load()) == kFailed and not self.failed:
+                    self.failed = True
+                    raise self._failure(t, s)
+                return None
+            if wait_handles(&self.task.handle, 1, deadline) == 0:
+                from fastray.exceptions import GetTimeoutError
+                raise GetTimeoutError(f"no new item of {self.task!r} within {timeout} s")
+
+    cdef object _failure(self, Record* t, Stream* s):
+        """The error of a task that failed as a whole; raised once, after the items made before."""
+        if s.error == 0:
+            from fastray.exceptions import TaskCancelledError
+            return TaskCancelledError()
+        cdef PayloadView view = Process.view_payload(session.process.segment(), s.error)
+        return decode_error(view.codec, view.header.codec_bytes, t)
+
+    cdef ObjectRef _take(self, Record* t, Stream* s):
+        cdef Handle item
+        cdef Handle previous = s.cursor
+        if previous == 0:
+            item = s.first.load()
+        else:
+            item = (<Handle*>session.records[index_of(previous)].args)[0]
+        session.process.adopt(item, 2)  # the reference returned, and the cursor
+        s.cursor = item
+        s.consumed.store(s.consumed.load() + 1)
+        if previous != 0:
+            session.process.drop(previous)
+        cdef uint32_t sleeper = s.producer_sleeps.load()
+        if sleeper != 0:
+            Process.wake_process(session.process.segment(), sleeper - 1)
+        return make_ref(item)
+
+    def completed(self):
+        """A reference that is done when the whole task is (its value is None)."""
+        return make_held_ref(self.task.handle)
+
+    def is_finished(self):
+        """True when the task has ended and every item was taken."""
+        cdef Record* t = &session.records[index_of(self.task.handle)]
+        cdef bint sealed = is_sealed(t.state.load())
+        return sealed and stream_of(t).produced.load() == stream_of(t).consumed.load()
+
+    def next_ready(self):
+        """True when `next()` would not wait."""
+        cdef Record* t = &session.records[index_of(self.task.handle)]
+        cdef bint sealed = is_sealed(t.state.load())
+        return sealed or stream_of(t).produced.load() > stream_of(t).consumed.load()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        import asyncio
+        if not self.next_ready():
+            loop = asyncio.get_running_loop()
+            ref = await loop.run_in_executor(None, self._next, None)
+        else:
+            ref = self._next(None)
+        if ref is None:
+            raise StopAsyncIteration
+        return ref
+
+    def __reduce__(self):
+        raise TypeError("an ObjectRefGenerator cannot be passed on: pass the references it yields")
+
+    def __repr__(self):
+        return f"ObjectRefGenerator({self.task.hex()})"
+
+
+# ---- worker side -------------------------------------------------------------------------------------
+
+cdef int append_item(Handle task, Record* t, object value, bytes error, uint32_t index) except -1:
+    """Adds item `index`; 0 when the consumer is gone (the generator should be closed), else 1."""
+    cdef Stream* s = stream_of(t)
+    if t.state.load() & kFlagDetached:
+        return 0
+    if index < s.produced.load():
+        return 1  # an attempt that died had made it
+    cdef Record* r = session.process.allocate_record()
+    if r == NULL:
+        raise MemoryError("no record for a stream item")
+    cdef Handle h = session.process.handle_of(r)
+    r.id = t.id
+    r.function = t.function
+    r.cls = t.cls
+    r.parent = index_of(task)
+    r.kind = kItem
+    r.ret = <unsigned short>index
+    r.args_bytes = 8
+    r.dependencies = r.references = 0
+    (<Handle*>r.args)[0] = 0
+    cdef uint64_t flags = 0
+    try:
+        if error is None:
+            flags = write_value(h, r, value, True)
+        else:
+            session.process.write_error(r[0], kErrorUser, <const char*>error, len(error), &flags, h)
+    except BaseException:
+        session.process.unallocate(r)
+        raise
+    r.pins = 1
+    r.owner = t.owner
+    session.process.publish_state(r, h, kDone if error is None else kFailed, flags | kFlagShared)
+    link_item(s, h, index)
+    Process.wake_process(session.process.segment(), t.owner)
+    return wait_for_room(t, s)
+
+
+cdef int link_item(Stream* s, Handle h, uint32_t index) except -1:
+    """Behind the last item: the link first, then the count that publishes it."""
+    cdef Handle last = s.last
+    if index == 0:
+        s.first.store(h)
+    else:
+        if last == 0:
+            last = s.first.load()
+        elif session.records[index_of(last)].ret != <unsigned short>(index - 1):
+            last = (<Handle*>session.records[index_of(last)].args)[0]  # a crash came before the store below
+        (<Handle*>session.records[index_of(last)].args)[0] = h
+    s.produced.store(index + 1)
+    s.last = h
+    return 0
+
+
+cdef int wait_for_room(Record* t, Stream* s) except -1:
+    """Backpressure: sleeps while the consumer is `ahead_max` items behind."""
+    cdef Handle none = 0
+    if s.ahead_max == 0:
+        return 1
+    s.producer_sleeps.store(session.slot + 1)
+    try:
+        while s.produced.load() - s.consumed.load() >= s.ahead_max:
+            if t.state.load() & kFlagDetached:
+                return 0
+            with nogil:
+                session.process.sleep_on(&none, 0, 100000000)
+            PyErr_CheckSignals()
+        return 1
+    finally:
+        s.producer_sleeps.store(0)

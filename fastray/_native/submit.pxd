@@ -1,0 +1,12 @@
+from libc.stdint cimport uint16_t, uint32_t
+
+
+cdef class TaskFunction:
+    """What a task needs of its function, ready to be written into a record."""
+    cdef uint32_t epoch      # session in which `function` is valid; 0: not exported
+    cdef uint32_t function   # index in the function table
+    cdef uint16_t cls        # scheduling class
+    cdef uint16_t returns    # number of return values
+    cdef bint streaming
+    cdef uint32_t ahead_max  # stream: items made but not taken, at most
+    cdef object _cold        # called when `epoch` is not the session's: exports the function

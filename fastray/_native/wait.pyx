@@ -1,0 +1,357 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""`get` and `wait`: the waiting half of the hot path.
+
+The state word of each record says whether it is done; looking costs a few ns. While it is not: spin for a
+few microseconds with the GIL held (releasing and taking it back costs more), then mark the record, release
+the GIL and sleep in one futex wait. `get(list)` sleeps on the *last* unfinished record of the list, because
+each wake-up costs microseconds; a record that fails wakes its owner in any case, so errors come early.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_New, PyList_SET_ITEM
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastray._native.cpp cimport (
+    Handle,
+    Process,
+    Record,
+    Wake,
+    gen_of,
+    index_of,
+    is_sealed,
+    kFailed,
+    kFlagResultHeap,
+    now_ns,
+    pause,
+    state_of,
+    ticks,
+    ticks_per_us,
+    word_gen,
+)
+from fastray._native.codec cimport decode_value
+from fastray._native.object_ref cimport ObjectRef, check_attached, check_ref, session
+from fastray._native.values cimport read_value, read_value_writable
+
+cdef enum:
+    SPIN_US = 8              # get: longer than a round trip through an awake worker, shorter than a wake-up
+    CHECK_NS = 500000000     # how often a sleeper looks whether the node still lives
+
+
+cdef int64_t deadline_of(object timeout) except? -2:
+    if timeout is None:
+        return -1
+    cdef double seconds = timeout
+    if seconds < 0:
+        raise ValueError(f"timeout must not be negative, got {timeout}")
+    return now_ns() + <int64_t>(min(seconds, 1e9) * 1e9)
+
+
+cdef int check_node() except -1:
+    from fastray.runtime import check_node as check
+    check()
+    return 0
+
+
+cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) except -1:
+    cdef Process* process = session.process
+    cdef int64_t slice_ns
+    cdef Wake wake
+    if process.mark_awaited(handles, n):
+        return 1
+    process.nudge()
+    while True:
+        slice_ns = CHECK_NS
+        if deadline >= 0:
+            slice_ns = min(slice_ns, deadline - now_ns())
+            if slice_ns <= 0:
+                return 0
+        with nogil:
+            wake = process.sleep_on(handles, n, slice_ns)
+        if session.process != process:
+            check_attached()
+            return 1
+        if wake == Wake.kSealed or wake == Wake.kKicked:
+            return 1
+        if wake == Wake.kInterrupted:
+            PyErr_CheckSignals()
+        elif wake == Wake.kTimeout:
+            check_node()
+            process.nudge()
+
+
+cdef inline bint spin_until_sealed(Record* r) noexcept:
+    cdef uint64_t end = 0
+    cdef int i
+    while True:
+        for i in range(16):
+            if is_sealed(r.state.load()):
+                return True
+            pause()
+        if end == 0:
+            end = ticks() + <uint64_t>(SPIN_US * ticks_per_us())
+        elif ticks() > end:
+            return False
+
+
+cdef object timed_out(object timeout, Py_ssize_t done, Py_ssize_t total):
+    from fastray.exceptions import GetTimeoutError
+    return GetTimeoutError(f"get() timed out after {timeout} s: {done} of {total} objects were ready")
+
+
+cdef object get_one(ObjectRef ref, object timeout, bint writable):
+    check_ref(ref)
+    cdef Record* r = &session.records[index_of(ref.handle)]
+    cdef int64_t deadline
+    if not is_sealed(r.state.load()) and not (timeout is None and spin_until_sealed(r)):
+        deadline = deadline_of(timeout)
+        while not is_sealed(r.state.load()):
+            if wait_handles(&ref.handle, 1, deadline) == 0:
+                raise timed_out(timeout, 0, 1)
+            check_ref(ref)
+    if writable:
+        return read_value_writable(ref.handle, r)
+    return read_value(ref.handle, r)
+
+
+def get(refs, *, timeout=None, bint writable=False):
+    """The value of a reference, or the values of a list of them in order (paper, Table 1; Ray's `get`).
+
+    Args:
+        refs: an ObjectRef or a list of them.
+        timeout: seconds; None waits for ever, 0 only looks.
+        writable: arrays in the values are private, writable copies instead of read-only views.
+
+    Raises:
+        TaskError: the task raised; also an instance of the exception's own class.
+        GetTimeoutError: not ready within `timeout` seconds.
+        WorkerCrashedError, TaskCancelledError, ObjectLostError: as named.
+        ValueError: `refs` is no ObjectRef and no list of them.
+    """
+    check_attached()
+    if type(refs) is ObjectRef:
+        return get_one(<ObjectRef>refs, timeout, writable)
+    if type(refs) is not list:
+        refs = as_list(refs)
+    return get_list(<list>refs, timeout, writable)
+
+
+cdef list as_list(object refs):
+    if isinstance(refs, (list, tuple)):
+        return list(refs)
+    raise ValueError(f"get() takes an ObjectRef or a list of ObjectRefs, got {type(refs).__name__}: {refs!r:.100}")
+
+
+cdef list get_list(list refs, object timeout, bint writable):
+    cdef Py_ssize_t n = PyList_GET_SIZE(refs), i
+    cdef list values = PyList_New(n)
+    cdef ObjectRef ref
+    cdef Record* r
+    cdef Record* records = session.records
+    cdef uint64_t w
+    cdef object value
+    cdef int64_t deadline = deadline_of(timeout)
+    for i in range(n):
+        if i >= PyList_GET_SIZE(refs):
+            raise ValueError("the list of references was changed during get()")
+        value = <object>PyList_GET_ITEM(refs, i)
+        if type(value) is not ObjectRef:
+            raise ValueError(f"get() takes ObjectRefs: element {i} is a {type(value).__name__}: {value!r:.100}")
+        ref = <ObjectRef>value
+        if ref.epoch != session.epoch:
+            check_ref(ref)
+        r = &records[index_of(ref.handle)]
+        w = r.state.load()
+        if not is_sealed(w):
+            wait_for_element(refs, i, n, r, timeout, deadline)
+            w = r.state.load()
+        if state_of(w) != kFailed and not w & kFlagResultHeap:
+            value = decode_value(r.result, r.result_bytes, None, None)
+        elif writable:
+            value = read_value_writable(ref.handle, r)
+        else:
+            value = read_value(ref.handle, r)
+        Py_INCREF(value)
+        PyList_SET_ITEM(values, i, value)
+    return values
+
+
+cdef int wait_for_element(list refs, Py_ssize_t i, Py_ssize_t n, Record* r, object timeout,
+                          int64_t deadline) except -1:
+    """Until refs[i] is sealed, sleeping on the last unsealed one; raises early what a later one raised."""
+    if timeout is None and spin_until_sealed(r):
+        return 0
+    cdef Py_ssize_t last = min(n, PyList_GET_SIZE(refs)) - 1
+    cdef ObjectRef ref
+    cdef Record* t
+    while not is_sealed(r.state.load()):
+        while last > i:
+            value = refs[last]
+            if type(value) is ObjectRef and (<ObjectRef>value).epoch == session.epoch:
+                if not is_sealed(session.records[index_of((<ObjectRef>value).handle)].state.load()):
+                    break
+            last -= 1
+        last = max(last, i)
+        ref = <ObjectRef>refs[last]
+        if wait_handles(&ref.handle, 1, deadline) == 0:
+            if is_sealed(r.state.load()):
+                return 0
+            raise timed_out(timeout, i, n)
+        t = &session.records[index_of(ref.handle)]
+        if not is_sealed(t.state.load()) and not is_sealed(r.state.load()):
+            raise_failed(refs, i, last)
+    return 0
+
+
+cdef int raise_failed(list refs, Py_ssize_t first, Py_ssize_t last) except -1:
+    """We were woken although the one we sleep on is not done: did another one fail?"""
+    cdef Py_ssize_t k
+    cdef ObjectRef ref
+    cdef Record* r
+    for k in range(first, last):
+        value = refs[k]
+        if type(value) is not ObjectRef:
+            continue
+        ref = <ObjectRef>value
+        r = &session.records[index_of(ref.handle)]
+        if ref.epoch == session.epoch and state_of(r.state.load()) == kFailed:
+            read_value(ref.handle, r)
+    return 0
+
+
+def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
+    """Splits a list of references into (ready, not ready), once `num_returns` are ready or after `timeout`
+    seconds (paper, Table 1; Ray's `wait`). Both lists keep the order of `refs`; the first has at most
+    `num_returns` elements. `fetch_local` is accepted: on one node every object is local.
+
+    Raises:
+        TypeError: `refs` is not a list, or an element is no ObjectRef.
+        ValueError: duplicate references; `num_returns` not in 1..len(refs).
+    """
+    check_attached()
+    if type(refs) is ObjectRef:
+        raise TypeError("wait() takes a list of ObjectRefs, got a single ObjectRef")
+    if not isinstance(refs, (list, tuple)):
+        raise TypeError(f"wait() takes a list of ObjectRefs, got {type(refs).__name__}")
+    cdef list all_refs = list(refs)
+    cdef Py_ssize_t n = len(all_refs), need = num_returns
+    if need <= 0:
+        raise ValueError(f"wait: num_returns must be positive, got {num_returns}")
+    if n == 0:
+        return [], []
+    if need > n:
+        raise ValueError(f"wait: num_returns is {need}, but there are only {n} references")
+    check_elements(all_refs)
+    cdef int64_t deadline = deadline_of(timeout)
+    return wait_list(all_refs, n, need, deadline)
+
+
+cdef uint32_t wait_stamp = 0
+
+
+cdef int check_elements(list refs) except -1:
+    """Types, session and duplicates in one pass: each reference is stamped with the number of this call."""
+    global wait_stamp
+    cdef Py_ssize_t k
+    cdef ObjectRef ref
+    cdef object value
+    wait_stamp += 1
+    for k in range(PyList_GET_SIZE(refs)):
+        value = <object>PyList_GET_ITEM(refs, k)
+        if type(value) is not ObjectRef:
+            raise TypeError(f"wait() takes ObjectRefs, got a {type(value).__name__}: {value!r:.100}")
+        ref = <ObjectRef>value
+        if ref.epoch != session.epoch:
+            check_ref(ref)
+        if ref.stamp == wait_stamp:
+            raise ValueError(f"wait() got the same ObjectRef more than once: {ref!r}")
+        ref.stamp = wait_stamp
+    return 0
+
+
+cdef object wait_list(list refs, Py_ssize_t n, Py_ssize_t need, int64_t deadline):
+    cdef Handle* pending = <Handle*>PyMem_Malloc(n * sizeof(Handle))
+    cdef Py_ssize_t k, left
+    cdef Py_ssize_t ready
+    try:
+        while True:
+            ready = left = 0
+            for k in range(n):
+                if is_sealed(session.records[index_of((<ObjectRef>PyList_GET_ITEM(refs, k)).handle)].state.load()):
+                    ready += 1
+                    if ready == need:
+                        return split(refs, n, need)
+                else:
+                    pending[left] = (<ObjectRef>PyList_GET_ITEM(refs, k)).handle
+                    left += 1
+            if deadline < 0 and ready + 1 >= need and spin_any(pending, left):
+                continue
+            if wait_handles(pending, left, deadline) == 0:
+                return split(refs, n, need)
+            if session.process == NULL:
+                check_ref(<ObjectRef>refs[0])
+    finally:
+        PyMem_Free(pending)
+
+
+cdef bint spin_any(Handle* pending, Py_ssize_t n) noexcept:
+    """A short look at the first few: most waits are for something about to be done."""
+    cdef uint64_t end = ticks() + <uint64_t>(SPIN_US * ticks_per_us())
+    cdef Py_ssize_t k
+    while ticks() < end:
+        for k in range(min(n, 8)):
+            if is_sealed(session.records[index_of(pending[k])].state.load()):
+                return True
+        pause()
+    return False
+
+
+cdef object split(list refs, Py_ssize_t n, Py_ssize_t need):
+    """(ready, rest): states are looked at once more, so that nothing is in both or in none."""
+    cdef list ready = [], rest
+    cdef Py_ssize_t k = 0
+    cdef object ref
+    rest = []
+    while k < n and len(ready) < need:
+        ref = <object>PyList_GET_ITEM(refs, k)
+        if is_sealed(session.records[index_of((<ObjectRef>ref).handle)].state.load()):
+            ready.append(ref)
+        else:
+            rest.append(ref)
+        k += 1
+    if rest:
+        rest.extend(refs[k:])
+    else:
+        rest = refs[k:]
+    return ready, rest
+
+
+def ready_now(list refs, timeout=None):
+    """The references of the list that are done; waits for one, for `timeout` seconds or for a `kick`."""
+    check_elements(refs)
+    cdef Py_ssize_t n = len(refs), k, left = 0
+    cdef Handle* pending = <Handle*>PyMem_Malloc((n + 1) * sizeof(Handle))
+    cdef ObjectRef ref
+    cdef list ready = []
+    try:
+        for k in range(n):
+            ref = <ObjectRef>refs[k]
+            if is_sealed(session.records[index_of(ref.handle)].state.load()):
+                ready.append(ref)
+            else:
+                pending[left] = ref.handle
+                left += 1
+        if ready or timeout == 0:
+            return ready
+        wait_handles(pending, left, deadline_of(timeout))
+        if session.process == NULL:
+            return ready
+        return [ref for ref in refs if is_sealed(session.records[index_of(ref.handle)].state.load())]
+    finally:
+        PyMem_Free(pending)
+
+
+def kick():
+    """Wakes every thread of this process that waits, so that it looks again."""
+    if session.process != NULL:
+        Process.wake_process(session.process.segment(), session.slot)

@@ -1,0 +1,373 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""The worker's loop: claim a task, call its function, seal the result.
+
+`run` is the main thread of a worker process. It spins briefly for work, then sleeps; the lease (which
+class's queues it may claim from) is given and taken by the node. `execute` is one task: decode the
+arguments straight from the record, call, write the result into the record, seal. Signals (SIGUSR1:
+cancellation) are handled by Python code in `fastray.worker`; it asks `current_task_cancelled`.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastray._native.codec cimport count_arguments, decode_call
+from fastray._native.cpp cimport (
+    Handle,
+    PayloadView,
+    Process,
+    Record,
+    Wake,
+    gen_of,
+    index_of,
+    ErrorCode,
+    kArgsInHeap,
+    kDone,
+    kErrorCancelled,
+    kErrorUser,
+    kFailed,
+    kFlagCancel,
+    kFlagDetached,
+    kFlagMulti,
+    kFlagRefs,
+    kFlagResultHeap,
+    make_handle,
+    state_of,
+    ticks,
+    word_gen,
+)
+from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
+from fastray._native.streams cimport append_item
+from fastray._native.values cimport error_bytes, payload_buffers, payload_references, read_value, write_value
+
+cdef extern from "Python.h":
+    PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargs, PyObject* kwnames)
+
+cdef enum:
+    SPIN_US = 15       # without work: spin that long, then sleep
+    STACK_SLOTS = 16   # calls with more arguments take their slots from the heap
+
+
+cdef class Loaded:
+    """A function variant as this worker has it."""
+    cdef object function
+    cdef object retry_on     # None: not on exceptions; True: on all; or a tuple of types
+    cdef str name
+    cdef int max_retries
+    cdef int returns
+    cdef bint streaming
+    cdef uint32_t max_calls, calls
+    cdef uint64_t ticks      # moving average of its duration
+
+
+cdef list loaded = []        # by index in the function table
+cdef bint leaving = False
+cdef Handle current = 0
+cdef str current_name = ""
+
+
+def forget_functions():
+    """A new session: function-table indices mean something else."""
+    loaded.clear()
+
+
+def current_task_name():
+    """Name of the running task's function; an empty string between tasks."""
+    return current_name if current != 0 else ""
+
+
+def current_task_cancelled():
+    """True when the running task was asked to stop."""
+    if current == 0 or session.process == NULL:
+        return False
+    return bool(session.records[index_of(current)].state.load() & kFlagCancel)
+
+
+def current_task():
+    """(id of the running task as an int, attempt, handle), or None."""
+    if current == 0:
+        return None
+    cdef Record* r = &session.records[index_of(current)]
+    return r.id, r.attempts, current
+
+
+def leave():
+    """The loop ends after the running task (max_calls, tests)."""
+    global leaving
+    leaving = True
+
+
+cdef Loaded load(uint32_t index):
+    from fastray.worker import load_function
+    if index >= <uint32_t>len(loaded):
+        loaded.extend([None] * (index + 1 - len(loaded)))
+    cdef Loaded f = Loaded.__new__(Loaded)
+    f.function, f.retry_on, f.name, f.max_retries, f.returns, f.streaming, f.max_calls = load_function(index)
+    f.calls = 0
+    f.ticks = ~<uint64_t>0 >> 16  # unknown: taken as long, so that a backlog behind it wakes others
+    loaded[index] = f
+    return f
+
+
+def run():
+    """Runs tasks until told to leave."""
+    cdef Process* p = session.process
+    cdef Handle h
+    while not leaving:
+        h = p.poll_for_work(SPIN_US)
+        if h != 0:
+            execute(h)
+            if p.self().revoke.load():
+                p.lease_is_over()
+            continue
+        if p.self().exiting.load():
+            return
+        if p.lease_is_over():
+            continue
+        p.sweep()
+        with nogil:
+            p.sleep_for_work(-1)
+        check_signals()
+
+
+cdef int check_signals() except -1:
+    try:
+        PyErr_CheckSignals()
+    except KeyboardInterrupt:  # a cancellation that came after its task's end
+        pass
+    return 0
+
+
+def run_ready():
+    """Local mode: runs what is ready, in this process, whatever its class."""
+    global current
+    cdef Process* p = session.process
+    cdef Handle h, outer = current
+    cdef uint32_t parent = session.parent, depth = session.depth, c = 0
+    while c < p.segment().header().classes_used.load():
+        p.self().lease.store(c + 1)
+        h = p.poll_for_work(0)
+        if h == 0:
+            c += 1
+            continue
+        execute(h)
+        c = 0  # it may have made others ready
+    p.self().lease.store(0)
+    current = outer
+    session.parent = parent
+    session.depth = depth
+
+
+# ---- one task ---------------------------------------------------------------------------------------
+
+cdef int execute(Handle h) except -1:
+    global current, current_name
+    cdef Process* p = session.process
+    cdef Record* r = &session.records[index_of(h)]
+    cdef Loaded f = None
+    cdef uint64_t flags = 0, started
+    cdef object result
+    try:
+        if r.function < <uint32_t>len(loaded):
+            f = <Loaded>loaded[r.function]
+        if f is None:
+            f = load(r.function)
+        p.spread(f.ticks)
+        current = h
+        current_name = f.name
+        session.parent = index_of(h)
+        session.depth = r.depth + 1
+        started = ticks()
+        result = call(h, r, f)
+        finish(h, r, f, result)
+        f.ticks = (f.ticks >> 2) * 3 + (ticks() - started >> 2) if f.calls else ticks() - started
+    except BaseException as error:
+        current_name = current_name or "task"
+        failed(h, r, f, error)
+    current = 0
+    session.parent = 0
+    session.depth = 0
+    p.end_task()
+    if f is not None:
+        f.calls += 1
+        if f.max_calls and f.calls >= f.max_calls:
+            leave()
+    return 0
+
+
+cdef object call(Handle h, Record* r, Loaded f):
+    """Decodes the arguments and calls the function."""
+    cdef PyObject* room[STACK_SLOTS + 1]
+    cdef PyObject** stack = room
+    cdef PyObject* kwnames = NULL
+    cdef PyObject* result = NULL
+    cdef Py_ssize_t nargs = 0, slots, i, total
+    cdef const unsigned char* codec = r.args
+    cdef Py_ssize_t size = r.args_bytes
+    cdef PayloadView view
+    cdef list values = None, references = None, buffers = None
+    if r.args_bytes == kArgsInHeap:
+        view = Process.view_payload(session.process.segment(), r.args_heap.offset)
+        codec = view.codec
+        size = view.header.codec_bytes
+        references = payload_references(view.header)
+        buffers = payload_buffers(h, view.header)
+        if view.header.dependencies:
+            values = dependency_values(view.handles, view.header.dependencies)
+    elif r.dependencies or r.references:
+        codec += (r.dependencies + r.references) * 8
+        values = dependency_values(<Handle*>r.args, r.dependencies)
+        references = [make_held_ref((<Handle*>r.args)[r.dependencies + i]) for i in range(r.references)]
+    slots = count_arguments(codec, size)
+    if slots > STACK_SLOTS:
+        stack = <PyObject**>PyMem_Malloc((slots + 1) * sizeof(PyObject*))
+    try:
+        decode_call(codec, size, values, references, buffers, stack + 1, slots, &nargs, &kwnames)
+        values = references = buffers = None
+        result = PyObject_Vectorcall(<PyObject*>f.function, stack + 1, nargs | OFFSET, kwnames)
+        return take(result)
+    finally:
+        total = nargs
+        if kwnames != NULL:
+            total += len(<tuple>kwnames)
+            Py_DECREF(<object>kwnames)
+        for i in range(total):
+            Py_DECREF(<object>stack[i + 1])
+        if stack != room:
+            PyMem_Free(stack)
+
+
+cdef extern from *:
+    """
+    #define FASTRAY_OFFSET PY_VECTORCALL_ARGUMENTS_OFFSET
+    """
+    size_t OFFSET "FASTRAY_OFFSET"
+
+
+cdef inline object take(PyObject* result):
+    """The result of a C API call as an owned object; raises what it raised."""
+    if result == NULL:
+        raise_pending()
+    cdef object value = <object>result
+    Py_DECREF(value)
+    return value
+
+
+cdef extern from *:
+    """
+    static int fastray_raise_pending(void) { return -1; }
+    """
+    int raise_pending "fastray_raise_pending"() except -1
+
+
+class DependencyFailed(BaseException):
+    """A dependency ended in an error: the task is not run, its error is that one (raw bytes)."""
+
+
+cdef list dependency_values(const Handle* handles, uint32_t n):
+    """The values of the references that are arguments themselves."""
+    cdef list values = []
+    cdef Record* r
+    cdef uint32_t i
+    for i in range(n):
+        r = &session.records[index_of(handles[i])]
+        if state_of(r.state.load()) == kFailed:
+            raise DependencyFailed(error_bytes(r))
+        values.append(read_value(handles[i], r))
+    return values
+
+
+# ---- its end ----------------------------------------------------------------------------------------
+
+cdef int finish(Handle h, Record* r, Loaded f, object result) except -1:
+    cdef uint64_t flags = 0, w = r.state.load()
+    if w & kFlagMulti:
+        if f.streaming:
+            run_stream(h, r, result)
+        else:
+            seal_returns(h, r, f, result)
+    elif not w & kFlagDetached:
+        flags = write_value(h, r, result, True)
+    session.process.seal(h, kDone, flags)
+    return 0
+
+
+cdef int run_stream(Handle h, Record* r, object generator) except -1:
+    cdef uint32_t index = 0
+    try:
+        for value in generator:
+            if append_item(h, r, value, None, index) == 0:
+                generator.close()
+                return 0
+            index += 1
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and current_task_cancelled():
+            raise
+        append_item(h, r, None, dump(error), index)  # the exception is the stream's last item
+    return 0
+
+
+cdef int seal_returns(Handle h, Record* r, Loaded f, object result) except -1:
+    """One value for each promise; they are checked and written before the first is sealed."""
+    cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
+    cdef Record* p
+    cdef uint64_t flags
+    cdef int i
+    if f.returns == 0:
+        return 0
+    values = check_returns(f, result)
+    for i in range(f.returns):
+        p = &session.records[index_of(promises[i])]
+        if word_gen(p.state.load()) != gen_of(promises[i]):
+            continue
+        flags = write_value(promises[i], p, values[i], True)
+        session.process.seal_promise(promises[i], kDone, flags)
+    return 0
+
+
+cdef list check_returns(Loaded f, object result):
+    from fastray.exceptions import NumReturnsError
+    try:
+        values = list(result)
+    except TypeError:
+        raise NumReturnsError(
+            f"{f.name}() has num_returns={f.returns} but returned one {type(result).__name__}: return a tuple "
+            f"or list of {f.returns} values"
+        ) from None
+    if len(values) != f.returns:
+        raise NumReturnsError(f"{f.name}() has num_returns={f.returns} but returned {len(values)} values")
+    return values
+
+
+cdef bytes dump(object error):
+    from fastray.serialization import dump_exception
+    return dump_exception(error, current_name)
+
+
+cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
+    """Retries, or seals with the error."""
+    cdef Process* p = session.process
+    cdef bytes dumped
+    cdef bint cancelled = bool(r.state.load() & kFlagCancel)
+    if isinstance(error, DependencyFailed):
+        dumped = error.args[0]
+        p.seal(h, kFailed, p.write_failure(r[0], h, <ErrorCode>(<uint8_t>dumped[0]),
+                                           <const char*>dumped + 1, len(dumped) - 1))
+        return 0
+    if cancelled and isinstance(error, KeyboardInterrupt):
+        p.seal(h, kFailed, p.write_failure(r[0], h, kErrorCancelled, NULL, 0))
+        return 0
+    if f is not None and may_retry(f, error) and not cancelled:
+        if f.max_retries < 0 or r.attempts < f.max_retries:
+            p.retry(h)
+            return 0
+    dumped = dump(error)
+    p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
+    return 0
+
+
+cdef bint may_retry(Loaded f, object error):
+    if f.retry_on is None or not isinstance(error, Exception):
+        return False
+    return f.retry_on is True or isinstance(error, f.retry_on)

@@ -1,0 +1,195 @@
+"""The functions a user calls: init, remote, cancel, nodes, runtime context. Names and semantics of Ray Core.
+
+`get`, `wait`, `put` and `empty` are C (fastray/_native); the rest is here. Each function attaches the process
+to a session first when there is none.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastray import runtime as _runtime
+from fastray._native.object_ref import ObjectRef
+from fastray._native.streams import ObjectRefGenerator
+from fastray.config import parse_init
+from fastray.remote_function import RemoteFunction, remote_function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from fastray.runtime import Runtime
+
+
+class Context(dict[str, Any] if TYPE_CHECKING else dict):
+    """What `init` returns: the address and ids of the session; usable in `with`, which ends it."""
+
+    @property
+    def address_info(self) -> dict[str, Any]:
+        return dict(self)
+
+    @property
+    def dashboard_url(self) -> str:
+        return ""
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        shutdown()
+
+    def disconnect(self) -> None:
+        shutdown()
+
+
+def init(address: str | None = None, **options: Any) -> Context:
+    """Starts a session on this machine: a node with `num_cpus` workers and a shared object store.
+
+    Takes the arguments of Ray's `init`. Returns at once; the node boots in the background. In a task the
+    session of the worker is used and `init` only says so.
+
+    Raises:
+        RuntimeError: a session runs already and `ignore_reinit_error` is not set.
+        ConnectionError: `address` names a node of which there is none.
+        InvalidOptionError, OptionTypeError, UnknownInitOptionError: an argument is wrong.
+    """
+    checked = parse_init(address=address, **options)
+    if _runtime.is_running():
+        if not checked.ignore_reinit_error and not _runtime.current_runtime().is_worker:
+            raise RuntimeError(
+                "fastray.init() was called twice: a session runs already. Call shutdown() first, or pass "
+                "ignore_reinit_error=True."
+            )
+        return _context(_runtime.current_runtime())
+    if checked.address not in (None, "local"):
+        raise ConnectionError(
+            f"no fastray node found at address {checked.address!r}: start one, or leave address out for a private one"
+        )
+    return _context(_runtime.start(checked))
+
+
+def _context(runtime: Runtime) -> Context:
+    return Context(
+        node_id=runtime.node_id(),
+        address="local",
+        node_ip_address="127.0.0.1",
+        session_name=f"session_{runtime.attachment.session_id:016x}",
+        job_id=runtime.job_id(),
+        namespace=runtime.namespace,
+        node_pid=runtime.node.pid if runtime.node else os.getpid(),
+    )
+
+
+def shutdown(_exiting_interpreter: bool = False) -> None:
+    """Ends the session: workers are gone and memory is given back when this returns. Without one, does nothing."""
+    _runtime.stop()
+
+
+def is_initialized() -> bool:
+    """True when this process is part of a session."""
+    return _runtime.is_running()
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """Decorator: makes a function remote. `@remote` or `@remote(num_cpus=2, ...)`; matches Ray's.
+
+    Raises InvalidOptionError, OptionTypeError for options; TypeError for what cannot be decorated.
+    """
+    if len(args) == 1 and not options and (callable(args[0])):
+        return _make_remote(args[0], {})
+    if args or not options:
+        raise TypeError(
+            "@fastray.remote takes either no arguments and no parentheses, or only keyword options: "
+            "@remote or @remote(num_cpus=2)"
+        )
+
+    def decorate(target: Callable[..., Any]) -> RemoteFunction:
+        return _make_remote(target, options)
+
+    return decorate
+
+
+def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction:
+    if isinstance(target, RemoteFunction):
+        raise TypeError(f"{target!r} is a remote function already")
+    if isinstance(target, type):
+        raise TypeError(f"@remote on classes (actors) is not in this release: {target.__name__}")
+    if not callable(target) or not hasattr(target, "__name__"):
+        raise TypeError(f"@remote is for functions, got {type(target).__name__}")
+    return remote_function(target, options)
+
+
+def cancel(ref: ObjectRef | ObjectRefGenerator, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancels the task that makes `ref`: not started, it never runs; running, KeyboardInterrupt is raised in it
+    (`force`: its worker is killed). `get` raises TaskCancelledError. A finished task is left alone.
+
+    Raises TypeError when `ref` is no reference; ValueError for an object made by `put`.
+    """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"cancel() takes an ObjectRef or ObjectRefGenerator, got {type(ref).__name__}")
+    _runtime.ensure_attached()
+    _runtime.current_runtime().cancel(ref, force, recursive)
+
+
+def kill(actor: Any, *, no_restart: bool = True) -> None:
+    """Kills an actor. Raises ValueError for anything else (a task is stopped with `cancel`)."""
+    raise ValueError(f"kill() takes an actor handle, got {type(actor).__name__}; use cancel() to stop a task")
+
+
+def get_actor(name: str, namespace: str | None = None) -> Any:
+    """The handle of a named actor. Raises ValueError when there is none."""
+    if not name:
+        raise ValueError("get_actor() needs the name of an actor")
+    raise ValueError(f"no actor named {name!r} in this session")
+
+
+def _amounts(units: dict[str, int]) -> dict[str, float]:
+    return {name: amount / 10000 for name, amount in units.items() if amount}
+
+
+def cluster_resources() -> dict[str, float]:
+    """Total resources of the session by name; bytes for memory."""
+    _runtime.ensure_attached()
+    runtime = _runtime.current_runtime()
+    totals = _amounts(runtime.attachment.resources())
+    totals["object_store_memory"] = float(runtime.attachment.store_usage()["capacity_bytes"])
+    return totals
+
+
+def available_resources() -> dict[str, float]:
+    """Resources that no running task holds, by name; names that are used up are left out, as in Ray."""
+    totals = cluster_resources()
+    runtime = _runtime.current_runtime()
+    used = _amounts(runtime.attachment.leased())
+    used["object_store_memory"] = float(runtime.attachment.store_usage()["object_bytes"])
+    left = {name: total - used.get(name, 0) for name, total in totals.items()}
+    return {name: amount for name, amount in left.items() if amount > 0}
+
+
+def nodes() -> list[dict[str, Any]]:
+    """One dictionary per node of the session."""
+    resources = cluster_resources()
+    runtime = _runtime.current_runtime()
+    return [
+        {
+            "NodeID": runtime.node_id(),
+            "Alive": True,
+            "NodeManagerAddress": "127.0.0.1",
+            "NodeManagerHostname": os.uname().nodename,
+            "NodeName": "127.0.0.1",
+            "alive": True,
+            "Resources": resources,
+            "Labels": {"ray.io/node-id": runtime.node_id()},
+        }
+    ]
+
+
+def get_gpu_ids() -> list[int]:
+    """Indices of the GPUs leased to the running task; [] in a driver."""
+    if not _runtime.is_running():
+        return []
+    mask = _runtime.current_runtime().attachment.own_gpus()
+    return [i for i in range(32) if mask >> i & 1]

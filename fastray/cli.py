@@ -1,0 +1,57 @@
+"""The `fastray` command.
+
+    fastray version          what is installed
+    fastray microbenchmark   the table of goals, measured here; arguments go to fastray.microbenchmark
+
+Each command is imported when it is called: `fastray version` answers without starting anything. Called by the
+console script and by `python -m fastray`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def installed_version() -> str:
+    """Version of the installed distribution; "unknown" in a checkout that was never installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("fastray")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _version() -> int:
+    import platform
+
+    print(f"fastray {installed_version()} (Python {platform.python_version()}, {platform.machine()})")
+    return 0
+
+
+def _microbenchmark(arguments: list[str]) -> int:
+    import importlib
+
+    return int(importlib.import_module("fastray.microbenchmark").main(arguments) or 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command in `argv` (the process's arguments); its exit code. Exits with 2 on wrong
+    arguments.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="fastray", description="A Ray-compatible task runtime.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("version", help="show what is installed")
+    commands.add_parser(
+        "microbenchmark", help="measure this machine; --help shows its options", add_help=False
+    )
+    if given[:1] == ["microbenchmark"]:  # its own parser reads the rest
+        return _microbenchmark(given[1:])
+    parser.parse_args(given)
+    return _version()

@@ -1,0 +1,112 @@
+"""The node process of a session: forks the workers, and runs the local scheduler.
+
+The driver starts it with posix_spawn and these file descriptors: 3 the segment, 4 the bell, 5 the control socket
+(SOCK_SEQPACKET), 6 the log socket. The first message on 5 says what the driver's process looks like. After that
+the loop in C++ (csrc/local_scheduler.h) does everything but three things: forking, importing, leaving.
+
+This process is the template of all workers, so it stays free of threads and imports little: what is imported here,
+workers have from the start, and what is not, costs the first result nothing. It ends with its driver.
+"""
+
+from __future__ import annotations
+
+import gc
+import marshal
+import os
+import signal
+import sys
+
+from fastray._native.node import FORK, PRELOAD, LocalScheduler, adopt_orphans, name_process
+
+SEGMENT_FD, BELL_FD, CONTROL_FD, LOG_FD = 3, 4, 5, 6
+HELLO_BYTES_MAX = 1 << 20
+
+
+def main() -> None:
+    """Runs the node until its driver leaves. Does not return."""
+    hello = marshal.loads(os.read(CONTROL_FD, HELLO_BYTES_MAX))
+    _settle(hello)
+    log_fd = LOG_FD if _is_open(LOG_FD) else -1
+    for fd in (SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+    loop = LocalScheduler(SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd)
+    import cloudpickle  # noqa: F401  (for the workers)
+
+    import fastray.worker  # noqa: F401
+
+    loop.set_ready()
+    loop.preload_later(list(hello.get("preload", ())))
+    gc.disable()  # workers inherit the heap: do not touch it
+    gc.freeze()
+    while True:
+        what = loop.run()
+        if what == FORK:
+            _fork(loop)
+        elif what == PRELOAD:
+            _preload(loop.modules)
+        else:
+            os._exit(0)
+
+
+def _settle(hello: dict[str, object]) -> None:
+    """Session, name, paths and signals of this process."""
+    try:
+        os.setsid()
+    except PermissionError:  # we lead a group already
+        pass
+    name_process(b"fastray.node")
+    adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    paths = hello.get("sys_path")
+    if isinstance(paths, list):
+        sys.path[:] = paths
+    cwd = hello.get("cwd")
+    if isinstance(cwd, str):
+        try:
+            os.chdir(cwd)
+        except OSError:
+            pass  # removed meanwhile; workers start in /
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _fork(loop: LocalScheduler) -> None:
+    node_pid = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        loop.forked(-1)
+        return
+    if pid == 0:
+        try:
+            from fastray.node_child import become_worker
+
+            become_worker(loop, node_pid)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    try:
+        os.setpgid(pid, pid)  # the child does it too: whoever comes first
+    except OSError:
+        pass
+    loop.forked(pid)
+
+
+def _preload(modules: list[str]) -> None:
+    import importlib
+
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception:
+            pass  # only a head start: the task that needs it will say what is wrong
+    gc.freeze()

@@ -1,0 +1,133 @@
+"""`@remote` on functions: `RemoteFunction`, what `f.remote`, `f.options` and `f.map` hang on.
+
+A remote function is exported to a session on its first call: the pickled function and its options go into
+the function table (by content, so the same function is there once), its resources and runtime_env into a
+scheduling class. After that a call is all C (fastray/_native/submit.pyx). `.options(...)` makes a variant with
+an entry of its own; variants of equal options are made once.
+
+Called by api.py; the worker's side is worker.load_function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import pickle
+
+from fastray._native.submit import TaskFunction
+from fastray.options import STREAMING, TaskOptions, parse_task_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from fastray.runtime import Runtime
+
+FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_RUNTIME_ENV = 1, 2, 4
+
+
+class RemoteFunction(TaskFunction):
+    """A function that runs as tasks. Made by `@fastray.remote`; `f.remote(...)` submits a call.
+
+    Matches Ray's RemoteFunction: calling it directly raises TypeError; `.options` takes what `@remote` takes.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ValueError(
+                f"{function.__qualname__} is an async function: a task is a plain function or generator. Call "
+                "asyncio.run() in it, or use an async method of an actor."
+            )
+        self._function = function
+        self._options = options
+        self._variants: dict[object, RemoteFunction] = {}
+        self._blob: bytes | None = None
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
+        self.__module__ = getattr(function, "__module__", "__main__")
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise TypeError(
+            f"remote function {self.__qualname__} cannot be called directly: use {self.__name__}.remote() to run "
+            f"it as a task, or {self.__name__}.__wrapped__() to run it here"
+        )
+
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self.__module__}.{self.__qualname__})"
+
+    def __get__(self, instance: object, owner: type | None = None) -> RemoteFunction:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RemoteFunction, (self._function, self._options)
+
+    def options(self, **given: object) -> RemoteFunction:
+        """The same function with other options for the calls made through the result.
+
+        Raises InvalidOptionError, OptionTypeError as `@remote` does.
+        """
+        options = parse_task_options(given, self._options)
+        try:
+            variant = self._variants.get(options.key())
+        except TypeError:  # an unhashable strategy
+            return self._variant(options)
+        if variant is None:
+            variant = self._variants[options.key()] = self._variant(options)
+        return variant
+
+    def _variant(self, options: TaskOptions) -> RemoteFunction:
+        variant = RemoteFunction(self._function, options)
+        variant._blob = self._blob
+        return variant
+
+    def map(self, iterable: Iterable[Any], *, timeout: float | None = None) -> Iterator[Any]:
+        """Applies the function to each item; an iterator of the results in order.
+
+        Items are fused into tasks of about a millisecond each, measured as they run; an item whose call
+        raises, raises at its place when it is reached. Like `concurrent.futures.Executor.map`.
+        """
+        from fastray.fused_map import fused_map
+
+        return fused_map(self, iterable, timeout)
+
+    # ---- export -----------------------------------------------------------------------------------
+
+    def _pickled(self) -> bytes:
+        if self._blob is None:
+            from fastray.serialization import dumps_function
+
+            self._blob = dumps_function(self._function)
+        return self._blob
+
+    def _export(self) -> None:
+        """Enters the function into the tables of the current session (called by the fast path)."""
+        from fastray.runtime import current_runtime
+
+        runtime = current_runtime()
+        options = self._options
+        returns = options.returns(inspect.isgeneratorfunction(self._function), self.__qualname__)
+        streaming = returns == STREAMING
+        cls = runtime.scheduling_class(options)
+        flags = (FLAG_RETRY_EXCEPTIONS if options.retry_exceptions else 0) | (FLAG_STREAMING if streaming else 0)
+        name = options.name or self.__qualname__.rpartition(">.")[2]
+        retry_on = options.retry_exceptions
+        if isinstance(retry_on, tuple):
+            from fastray.serialization import dumps_function
+
+            retry_on = dumps_function(retry_on)  # type: ignore[arg-type]  # classes may be of __main__
+        numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls)
+        blob = pickle.dumps((self._pickled(), retry_on, name), protocol=5)
+        digest = hashlib.blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
+        index = runtime.attachment.register_function(
+            blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls
+        )
+        ahead = max(0, options.generator_backpressure_num_objects)
+        self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
+
+
+def remote_function(function: Callable[..., Any], given: dict[str, object]) -> RemoteFunction:
+    """`function` as a remote function with the options `given`."""
+    return RemoteFunction(function, parse_task_options(given))

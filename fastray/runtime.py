@@ -1,0 +1,253 @@
+"""A process's part in a session: `Runtime`, and the one place where it is made and ended.
+
+A driver's runtime starts a private node (`node_process.py`), shares a segment with it, and prints what tasks
+print; a worker's is made by worker.py over the segment it was born with. It is handed to whatever needs it;
+only the entry points of api.py and the slow start of a call ask for `current_runtime()`.
+
+    ensure_attached     the first use of the API starts a session
+    start / stop        init and shutdown
+    check_node          called by sleepers every half second: is the node still there?
+
+After a fork() in the user's program the child has no session: it may start its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import sys
+
+from fastray._native.session import Attachment, create_segment
+from fastray.config import InitOptions, default_object_store_bytes, detect_cpus, detect_gpus, detect_memory_bytes
+from fastray.config import parse_init
+from fastray.options import TaskOptions, to_units
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastray.node_process import NodeProcess
+
+DRIVER = 1  # ProcKind
+
+_current: Runtime | None = None
+_forked = False
+
+
+class Runtime:
+    """What this process knows of its session. Made by `start` in drivers, by worker.main in workers."""
+
+    def __init__(self, attachment: Attachment, node: NodeProcess | None, options: InitOptions | None) -> None:
+        self.attachment = attachment
+        self.node = node
+        self.options = options
+        self.control_fd = -1 if node is None else node.control_fd
+        self.is_worker = False
+        self._classes: dict[object, int] = {}
+        self._totals = attachment.resources()
+        self._environments: dict[object, int] = {}
+
+    @classmethod
+    def for_worker(cls, attachment: Attachment, control_fd: int) -> Runtime:
+        """The runtime of a worker process; becomes the current one."""
+        global _current
+        from fastray._native import worker as native
+
+        native.forget_functions()
+        runtime = cls(attachment, None, None)
+        runtime.is_worker = True
+        runtime.control_fd = control_fd
+        attachment.activate()
+        _current = runtime
+        return runtime
+
+    # ---- classes ------------------------------------------------------------------------------------
+
+    def scheduling_class(self, options: TaskOptions) -> int:
+        """Index of the scheduling class of tasks with these options.
+
+        Raises TaskUnschedulableError when this node can never run them.
+        """
+        key = options.scheduling_key()
+        index = self._classes.get(key)
+        if index is None:
+            demand = options.demand()
+            self._check_feasible(demand, options)
+            environment = self._environment(options.runtime_env) if options.runtime_env else 0
+            index = self._classes[key] = self.attachment.register_class(demand, environment)
+        return index
+
+    def _check_feasible(self, demand: dict[str, int], options: TaskOptions) -> None:
+        missing = {name: units for name, units in demand.items() if units > self._totals.get(name, 0)}
+        problems = [
+            f"{name}: asks for {units / 10000:g}, the node has {self._totals.get(name, 0) / 10000:g}"
+            for name, units in missing.items()
+        ]
+        strategy = options.scheduling_strategy
+        node_id = getattr(strategy, "node_id", None)
+        if node_id is not None and not getattr(strategy, "soft", False) and node_id != self.node_id():
+            problems.append(f"node {node_id} is not in this session (its only node is {self.node_id()})")
+        if not problems:
+            return
+        from fastray.exceptions import TaskUnschedulableError
+
+        raise TaskUnschedulableError(
+            "this task can never run here: " + "; ".join(problems) + ". Ask for less, or start with more: "
+            "init(num_cpus=..., num_gpus=..., resources={...})."
+        )
+
+    def _environment(self, environment: dict[str, object]) -> int:
+        blob = pickle.dumps(dict(environment))
+        index = self._environments.get(blob)
+        if index is None:
+            import hashlib
+
+            digest = hashlib.blake2b(blob, digest_size=16).digest()
+            index = self.attachment.register_function(blob, digest, "runtime_env", 4, 0, 0, 0, 0)
+            self._environments[blob] = index
+        return index
+
+    # ---- cancelling ---------------------------------------------------------------------------------
+
+    def cancel(self, handle_or_ref: object, force: bool, recursive: bool) -> None:
+        """Cancels a task by reference or handle; what it submitted is cancelled by the worker that runs it."""
+        if isinstance(handle_or_ref, int):
+            _, running, handle = self.attachment.cancel_handle(handle_or_ref)
+        else:
+            _, running, handle = self.attachment.cancel(handle_or_ref)
+        if running >= 0 and self.control_fd >= 0:
+            from fastray.control import cancel_message
+
+            os.write(self.control_fd, cancel_message(running, handle, force, recursive))
+
+    def cancel_children_of_current_task(self) -> None:
+        """In a worker whose running task was cancelled: cancels what that task submitted."""
+        from fastray._native import worker as native
+
+        task = native.current_task()
+        if task is not None:
+            for child in self.attachment.children(task[2]):
+                self.cancel(child, force=False, recursive=True)
+
+    # ---- names --------------------------------------------------------------------------------------
+
+    def node_id(self) -> str:
+        """The id of the node: 56 hexadecimal digits, as Ray's."""
+        session: int = self.attachment.session_id
+        return f"{session:016x}".ljust(56, "0")
+
+    def job_id(self) -> str:
+        return f"{self.attachment.session_id & 0xFFFFFFFF:08x}"
+
+    def worker_id(self) -> str:
+        return f"{self.attachment.session_id:016x}{self.attachment.incarnation:08x}".ljust(56, "0")
+
+    @property
+    def namespace(self) -> str:
+        return (self.options.namespace if self.options else None) or f"anonymous-{self.job_id()}"
+
+
+# ---- the current one ---------------------------------------------------------------------------------
+
+
+def current_runtime() -> Runtime:
+    """The runtime of this process. Raises RuntimeNotInitializedError when there is none."""
+    if _current is None:
+        from fastray.exceptions import RuntimeNotInitializedError
+
+        raise RuntimeNotInitializedError("no fastray session here: call fastray.init() first")
+    return _current
+
+
+def is_running() -> bool:
+    """True while this process is part of a session."""
+    return _current is not None
+
+
+def ensure_attached() -> None:
+    """Starts a session with defaults when there is none (first use of the API)."""
+    if _current is None:
+        start(parse_init())
+
+
+def check_node() -> None:
+    """Raises LocalRayletDiedError, after ending the session here, when the node is gone."""
+    runtime = _current
+    if runtime is None or runtime.node is None or runtime.node.alive():
+        return
+    how = runtime.node.describe_death()
+    stop(quickly=True)
+    from fastray.exceptions import LocalRayletDiedError
+
+    raise LocalRayletDiedError(
+        f"the node process of this session died ({how}); its tasks and objects are lost. Call init() to start anew."
+    )
+
+
+def _resources(options: InitOptions) -> tuple[dict[str, int], int]:
+    cpus = detect_cpus() if options.num_cpus is None else options.num_cpus
+    gpus = detect_gpus() if options.num_gpus is None else options.num_gpus
+    memory = options.memory or detect_memory_bytes()
+    totals: dict[str, float] = {"CPU": cpus, "GPU": gpus, "memory": memory, "node:127.0.0.1": 1}
+    totals.update(options.resources or {})
+    return {name: to_units(amount) for name, amount in totals.items()}, int(cpus)
+
+
+def start(options: InitOptions) -> Runtime:
+    """Makes a session: segment, node process, attachment. The node boots while we go on."""
+    global _current
+    store_bytes = options.object_store_memory or default_object_store_bytes()
+    totals, cpus = _resources(options)
+    segment_fd = create_segment(store_bytes, totals, cpus)
+    if options.local_mode:
+        _current = _start_local(segment_fd, options)
+        return _current
+    from fastray.node_process import NodeProcess
+
+    bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
+    node = NodeProcess(segment_fd, bell_fd, cpus, log_to_driver=bool(options.log_to_driver))
+    attachment.activate()
+    _current = Runtime(attachment, node, options)
+    return _current
+
+
+def _start_local(segment_fd: int, options: InitOptions) -> Runtime:
+    """local_mode: no node; each task runs in this process while `.remote` is called."""
+    attachment = Attachment(segment_fd, DRIVER, 1, -1)
+    attachment.activate(True)
+    from fastray._native import worker as native
+
+    native.forget_functions()
+    os.close(segment_fd)
+    return Runtime(attachment, None, options)
+
+
+def stop(quickly: bool = False) -> None:
+    """Ends the session of this process: the node and its workers are gone when this returns."""
+    global _current
+    runtime = _current
+    if runtime is None or runtime.is_worker:
+        return
+    _current = None
+    runtime.attachment.deactivate()
+    if runtime.node is not None:
+        runtime.node.stop(quickly)
+    futures = sys.modules.get("fastray.futures")
+    if futures is not None:
+        futures.forget()
+
+
+def _after_fork_in_child() -> None:
+    global _current, _forked
+    if _current is None:
+        return
+    if _current.is_worker or _current.attachment.pid != os.getpid():
+        _current.attachment.abandon()
+        if _current.node is not None:
+            _current.node.abandon()
+        _current = None
+        _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(stop)

@@ -1,0 +1,59 @@
+"""What is built on tasks and objects and needs nothing inside of fastray. Matches `ray.util`.
+
+Names are loaded on first use, so that `import fastray` pays for none of them.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastray.serialization import deregister_serializer, inspect_serializability, register_serializer
+    from fastray.util.iterate import as_completed, map_unordered
+
+__all__ = [
+    "as_completed",
+    "deregister_serializer",
+    "get_node_ip_address",
+    "inspect_serializability",
+    "map_unordered",
+    "register_serializer",
+]
+
+_HOMES = {
+    "as_completed": "fastray.util.iterate",
+    "map_unordered": "fastray.util.iterate",
+    "deregister_serializer": "fastray.serialization",
+    "inspect_serializability": "fastray.serialization",
+    "register_serializer": "fastray.serialization",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+def get_node_ip_address(address: str | None = None) -> str:
+    """The address by which other machines reach this one (towards `address`, "host:port", if given).
+
+    127.0.0.1 on a machine without a network. Nothing is sent. Matches `ray.util.get_node_ip_address`.
+    """
+    import socket
+
+    host, _, port = (address or "192.0.2.1:9").rpartition(":")  # an address that is reserved for examples
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, int(port)))  # a datagram socket only looks up the route
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

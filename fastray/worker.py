@@ -1,0 +1,72 @@
+"""The main program of a worker process, after the node forked it (node_child.py did the process part).
+
+Attaches to the segment in the slot the node took for it, points the streams at the logs, and hands over to the
+loop in C (fastray/_native/worker.pyx). What is left here is rare: loading a function on first use, and the signal
+by which the node asks for the running task to stop.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import sys
+
+from fastray._native import worker as native
+from fastray._native.session import Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastray.runtime import Runtime
+
+FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING = 1, 2
+WORKER = 2  # ProcKind
+
+_runtime: Runtime | None = None  # this worker's, for load_function: the C loop knows only function numbers
+
+
+def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
+    """Function `index` of the table: (function, exceptions to retry on, name, max_retries, returns, streaming,
+    max_calls). Raises what unpickling it raises (a module that is missing here, say)."""
+    from fastray.runtime import current_runtime
+
+    attachment = current_runtime().attachment
+    blob, retry_on, name = pickle.loads(attachment.function_blob(index))
+    max_retries, returns, flags, max_calls = attachment.function_options(index)
+    if not flags & FLAG_RETRY_EXCEPTIONS:
+        retry_on = None
+    elif isinstance(retry_on, bytes):
+        retry_on = pickle.loads(retry_on)
+    function = pickle.loads(blob)
+    return function, retry_on, name, max_retries, returns, bool(flags & FLAG_STREAMING), max_calls
+
+
+def _on_cancel(_signal: int, _frame: object) -> None:
+    """The node says that the running task was cancelled; it may have ended meanwhile."""
+    if native.current_task_cancelled():
+        runtime = _runtime
+        if runtime is not None:
+            runtime.cancel_children_of_current_task()
+        raise KeyboardInterrupt
+
+
+def main(segment_fd: int, slot: int, bell_fd: int, control_fd: int) -> None:
+    """Runs tasks until the node tells this worker to leave, then ends the process."""
+    global _runtime
+    from fastray.logs import install_task_streams
+    from fastray.runtime import Runtime
+
+    signal.signal(signal.SIGUSR1, _on_cancel)
+    attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
+    _runtime = Runtime.for_worker(attachment, control_fd)
+    install_task_streams(native.current_task_name)
+    gc.unfreeze()
+    try:
+        native.run()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,269 @@
+// Transcripts of the local scheduler's decisions: events in, actions out, no clock but the one given.
+#include "../../csrc/scheduler_state.h"
+
+#include <stdio.h>
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+#include "testing.h"
+
+using namespace fastray;
+using namespace fastray::testing;
+
+namespace {
+
+constexpr int kCpu = 0, kGpu = 1, kMemory = 2;
+
+Units units(std::initializer_list<std::pair<int, double>> list) {
+  Units u{};
+  for (auto [i, amount] : list) u[static_cast<size_t>(i)] = static_cast<int64_t>(amount * 10000);
+  return u;
+}
+
+// Plays events; `at(ms)` decides and says what was decided. Forked workers attach by themselves.
+struct Play {
+  SchedulerState state;
+  int64_t now = 0;
+  uint32_t next_slot = 2;
+
+  explicit Play(uint32_t cpus, double gpus = 0)
+      : state({units({{kCpu, cpus}, {kGpu, gpus}, {kMemory, 100}}), cpus, kCpu, kGpu}) {
+    state.class_seen(0, units({{kCpu, 1}}), 0);
+  }
+
+  std::string at(int64_t ms) {
+    now = ms * SchedulerState::kMs;
+    std::vector<SchedulerAction> actions;
+    state.decide(now, &actions);
+    std::string said;
+    for (const SchedulerAction& a : actions) {
+      if (!said.empty()) said += ", ";
+      std::string w = std::to_string(a.worker), c = std::to_string(a.cls);
+      if (a.kind == SchedulerAction::kGrant) said += "grant " + c + " to " + w + (a.gpus ? " gpus " + std::to_string(a.gpus) : "");
+      if (a.kind == SchedulerAction::kRevoke) said += "revoke " + w;
+      if (a.kind == SchedulerAction::kExit) said += "exit " + w;
+      if (a.kind == SchedulerAction::kStand) said += "stand " + c;
+      if (a.kind == SchedulerAction::kFork) {
+        said += "fork " + std::to_string(next_slot) + " env " + std::to_string(a.env);
+        state.worker_starting(next_slot++, a.env);
+      }
+    }
+    CHECK(state.is_valid());
+    return said;
+  }
+  void attach(uint32_t slot) { state.worker_attached(slot, now); }
+  void idle(uint32_t slot, bool is = true) { state.worker_idle(slot, is, now); }
+  void give_back(uint32_t slot) { state.lease_returned(slot, now); }
+  // workers 2.. with class 0, idle or busy
+  void boot(bool busy) {
+    uint32_t first = next_slot;
+    at(0);
+    for (uint32_t s = first; s < next_slot; ++s) attach(s);
+    at(0);
+    for (uint32_t s = first; s < next_slot; ++s) idle(s, !busy);
+  }
+};
+
+void expect(const std::string& said, const char* wanted, int line) {
+  if (said == wanted) return;
+  fprintf(stderr, "line %d: decided \"%s\", expected \"%s\"\n", line, said.c_str(), wanted);
+  abort();
+}
+#define EXPECT(said, wanted) expect(said, wanted, __LINE__)
+
+void a_node_starts_with_one_worker_for_each_cpu() {
+  Play p(2);
+  EXPECT(p.at(0), "fork 2 env 0, fork 3 env 0, stand 0");
+  EXPECT(p.at(1), "");
+  p.attach(2);
+  EXPECT(p.at(2), "grant 0 to 2");
+  p.attach(3);
+  EXPECT(p.at(3), "grant 0 to 3");
+  CHECK(p.state.next_deadline() == SchedulerState::kNever);
+}
+
+void a_dead_worker_is_replaced() {
+  Play p(2);
+  p.boot(false);
+  p.state.worker_died(2);
+  EXPECT(p.at(10), "fork 4 env 0");
+}
+
+void a_blocked_worker_gives_its_cpu_to_another() {
+  Play p(1);
+  p.boot(true);
+  p.state.class_backlog(0, true);
+  p.state.worker_blocked(2, true);
+  EXPECT(p.at(10), "fork 3 env 0");
+  p.attach(3);
+  EXPECT(p.at(11), "grant 0 to 3");
+  p.state.worker_blocked(3, true);
+  EXPECT(p.at(12), "fork 4 env 0");
+  p.attach(4);
+  EXPECT(p.at(13), "grant 0 to 4");
+  // both come back: more than CPUs, for 50 ms; then the idle one goes, then one a tick
+  p.state.class_backlog(0, false);
+  p.state.worker_blocked(3, false);
+  p.state.worker_blocked(2, false);
+  p.idle(4);
+  EXPECT(p.at(20), "");
+  EXPECT(p.at(69), "");
+  EXPECT(p.at(70), "revoke 4");
+  p.give_back(4);
+  EXPECT(p.at(71), "revoke 3");
+  p.give_back(3);
+  EXPECT(p.at(72), "");
+  EXPECT(p.at(10069), "");
+  EXPECT(p.at(10070), "exit 4");
+}
+
+void another_class_takes_the_cpu_of_an_idle_worker() {
+  Play p(2);
+  p.boot(false);
+  p.state.class_seen(1, units({{kCpu, 2}}), 0);
+  EXPECT(p.at(5), "stand 1");
+  p.state.class_backlog(1, true);
+  p.state.class_stand_taken(1);
+  EXPECT(p.at(10), "revoke 2, revoke 3");
+  p.give_back(2);
+  p.give_back(3);
+  EXPECT(p.at(10), "grant 1 to 2, stand 0");
+  p.idle(2, false);
+  p.state.class_backlog(1, false);
+  EXPECT(p.at(11), "");
+  p.now = 20 * SchedulerState::kMs;
+  p.idle(2);
+  EXPECT(p.at(69), "");
+  EXPECT(p.at(70), "revoke 2");
+  p.give_back(2);
+  EXPECT(p.at(70), "grant 0 to 2, grant 0 to 3, stand 1");
+}
+
+void a_busy_class_starves_no_other() {
+  Play p(1);
+  p.boot(true);
+  p.state.class_backlog(0, true);
+  p.state.class_seen(1, units({{kCpu, 1}, {kMemory, 1}}), 0);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(100), "");
+  EXPECT(p.at(119), "");
+  EXPECT(p.at(120), "revoke 2");
+  p.give_back(2);
+  EXPECT(p.at(121), "grant 1 to 2");
+  EXPECT(p.at(141), "revoke 2");
+  p.give_back(2);
+  EXPECT(p.at(142), "grant 0 to 2");
+}
+
+void what_can_never_run_holds_up_nobody() {
+  Play p(1);
+  p.boot(true);
+  p.state.class_seen(1, units({{kCpu, 9}}), 0);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(100), "stand 1");
+  EXPECT(p.at(1000), "");
+  CHECK(!p.state.has_backlog());
+}
+
+void another_environment_is_another_worker() {
+  Play p(1);
+  p.boot(false);
+  p.state.class_seen(1, units({{kCpu, 1}}), 7);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(10), "revoke 2");
+  p.give_back(2);
+  EXPECT(p.at(10), "fork 3 env 7, stand 0");
+  p.attach(3);
+  EXPECT(p.at(12), "grant 1 to 3");
+  p.state.class_backlog(1, false);
+  p.idle(3);
+  EXPECT(p.at(62), "revoke 3");
+  p.give_back(3);
+  EXPECT(p.at(62), "grant 0 to 2, stand 1");
+  EXPECT(p.at(1061), "");
+  EXPECT(p.at(1062), "exit 3");
+}
+
+void gpus_are_given_by_index() {
+  Play p(4, 2);
+  p.boot(false);
+  p.state.class_seen(1, units({{kGpu, 1}}), 0);
+  p.state.class_seen(2, units({{kGpu, 0.5}}), 0);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(1), "fork 6 env 0, stand 2");
+  p.attach(6);
+  EXPECT(p.at(2), "grant 1 to 6 gpus 1, fork 7 env 0");
+  p.state.class_backlog(1, false);
+  p.state.class_backlog(2, true);
+  p.attach(7);
+  EXPECT(p.at(3), "grant 2 to 7 gpus 2, fork 8 env 0");
+  p.attach(8);
+  EXPECT(p.at(4), "grant 2 to 8 gpus 2");
+  EXPECT(p.at(5), "");  // no GPU is left
+}
+
+void tasks_that_ask_for_nothing_are_capped() {
+  Play p(1);
+  p.boot(true);
+  p.state.class_seen(1, Units{}, 0);
+  p.state.class_backlog(1, true);
+  for (int64_t ms = 1; ms < 500; ++ms) {
+    uint32_t first = p.next_slot;
+    p.at(ms);
+    for (uint32_t s = first; s < p.next_slot; ++s) p.attach(s);
+  }
+  CHECK(p.state.leases(1) == 64);
+}
+
+// Random events: counts stay right, nothing is handed out twice, a class with a backlog is served.
+void random_events_keep_the_counts_right() {
+  for (uint64_t seed = seed_or(1); seed < 200; ++seed) {
+    Random random(seed);
+    Play p(1 + static_cast<uint32_t>(random.below(4)), 2);
+    for (uint32_t c = 1; c < 5; ++c)
+      p.state.class_seen(c, units({{kCpu, random.below(2)}, {kGpu, random.below(3) * 0.5}, {kMemory, random.below(60)}}),
+                         static_cast<uint32_t>(random.below(2)));
+    std::vector<uint32_t> alive;
+    uint32_t known = p.next_slot;
+    for (int64_t ms = 0; ms < 300; ++ms) {
+      p.at(ms);
+      for (; known < p.next_slot; ++known) {
+        p.attach(known);
+        alive.push_back(known);
+      }
+      if (alive.empty()) continue;
+      uint32_t w = alive[random.below(alive.size())];
+      switch (random.below(6)) {
+        case 0: p.state.worker_blocked(w, random.below(2)); break;
+        case 1: p.idle(w, random.below(2)); break;
+        case 2: p.give_back(w); break;
+        case 3:
+          p.state.worker_died(w);
+          std::erase(alive, w);
+          break;
+        default: p.state.class_backlog(static_cast<uint32_t>(random.below(5)), random.below(2));
+      }
+      CHECK(p.state.is_valid());
+      for (int64_t left : p.state.available()) CHECK(left > -100 * SchedulerState::kUnit);
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  a_node_starts_with_one_worker_for_each_cpu();
+  a_dead_worker_is_replaced();
+  a_blocked_worker_gives_its_cpu_to_another();
+  another_class_takes_the_cpu_of_an_idle_worker();
+  a_busy_class_starves_no_other();
+  what_can_never_run_holds_up_nobody();
+  another_environment_is_another_worker();
+  gpus_are_given_by_index();
+  tasks_that_ask_for_nothing_are_capped();
+  random_events_keep_the_counts_right();
+  puts("scheduler_state_test ok");
+  return 0;
+}

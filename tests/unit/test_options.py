@@ -1,0 +1,333 @@
+"""Options of tasks, scheduling strategies and runtime_envs: what is accepted, what is refused and how."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from fastray import options
+from fastray.exceptions import InvalidOptionError, OptionTypeError, RuntimeEnvSetupError, UnknownOptionError
+from fastray.options import STREAMING, TaskOptions, parse_task_options
+from fastray.runtime_env import RuntimeEnv, parse_runtime_env
+from fastray.util import scheduling_strategies as strategies
+from fastray.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+    PlacementGroupSchedulingStrategy,
+)
+
+NODE = "ab" * 16
+
+
+def test_defaults_are_rays():
+    plain = parse_task_options({})
+    assert (plain.num_cpus, plain.num_gpus, plain.max_retries, plain.max_calls) == (1, 0, 3, 0)
+    assert plain.retry_exceptions is False
+    assert plain.name is None
+    assert plain.generator_backpressure_num_objects == -1
+    assert plain.demand() == {"CPU": 10_000}
+    assert plain == options.DEFAULT_OPTIONS
+    assert repr(plain) == "TaskOptions()"
+
+
+def test_demand_is_counted_in_ten_thousandths():
+    wanted = parse_task_options(
+        {
+            "num_cpus": 0,
+            "num_gpus": 0.5,
+            "memory": 1.5e9,
+            "resources": {"disk": 2, "none": 0},
+            "accelerator_type": "A100",
+        }
+    )
+    assert wanted.demand() == {
+        "GPU": 5_000,
+        "memory": 1_500_000_000 * 10_000,
+        "disk": 20_000,
+        "accelerator_type:A100": 10,
+    }
+
+
+@pytest.mark.parametrize("parts", [3, 7, 10, 9999])
+def test_n_parts_of_one_nth_fit_into_one(parts):
+    assert 0 < parts * parse_task_options({"num_gpus": 1 / parts}).demand()["GPU"] <= 10_000
+
+
+REFUSED = [
+    ("num_cpus", -1, ValueError),
+    ("num_cpus", "a", TypeError),
+    ("num_cpus", 0.00001, ValueError),
+    ("num_cpus", float("nan"), ValueError),
+    ("num_cpus", float("inf"), ValueError),
+    ("num_gpus", -0.5, ValueError),
+    ("num_gpus", 1.5, ValueError),
+    ("memory", -1, ValueError),
+    ("memory", "1", TypeError),
+    ("resources", [1], TypeError),
+    ("resources", {1: 1}, TypeError),
+    ("resources", {"": 1}, TypeError),
+    ("resources", {"a": "x"}, TypeError),
+    ("resources", {"a": -1}, ValueError),
+    ("resources", {"CPU": 1}, ValueError),
+    ("resources", {"GPU": 1}, ValueError),
+    ("resources", {"memory": 1}, ValueError),
+    ("num_returns", -1, ValueError),
+    ("num_returns", 1.5, TypeError),
+    ("num_returns", "x", TypeError),
+    ("num_returns", 70_000, ValueError),
+    ("max_retries", -2, ValueError),
+    ("max_retries", 1.0, TypeError),
+    ("retry_exceptions", 1, TypeError),
+    ("retry_exceptions", None, TypeError),
+    ("retry_exceptions", ValueError, TypeError),
+    ("retry_exceptions", [1], ValueError),
+    ("retry_exceptions", [BaseException], ValueError),
+    ("max_calls", -1, ValueError),
+    ("max_calls", 1.0, TypeError),
+    ("name", 1, TypeError),
+    ("runtime_env", 1, TypeError),
+    ("runtime_env", {"env_vars": {"a": 1}}, TypeError),
+    ("scheduling_strategy", "x", ValueError),
+    ("scheduling_strategy", 1, TypeError),
+    ("label_selector", [1], TypeError),
+    ("label_selector", {"a": 1}, TypeError),
+    ("label_selector", {"a b": "c"}, ValueError),
+    ("label_selector", {"a": "in(b,c d)"}, ValueError),
+    ("accelerator_type", 1, TypeError),
+    ("enable_task_events", 1, TypeError),
+    ("_generator_backpressure_num_objects", 0, ValueError),
+    ("object_store_memory", 1, ValueError),
+    ("placement_group_bundle_index", -2, ValueError),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "base"), REFUSED, ids=lambda v: str(v)[:40])
+def test_bad_values_are_refused_with_the_class_that_ray_raises(option, value, base):
+    for over in (None,) if option == "max_calls" else (None, options.DEFAULT_OPTIONS):
+        with pytest.raises(InvalidOptionError) as caught:
+            parse_task_options({option: value}, over)
+        assert isinstance(caught.value, base)
+        assert isinstance(caught.value, TypeError) == (base is TypeError)
+        assert caught.value.option.startswith(option)
+        assert option.lstrip("_") in str(caught.value)
+
+
+ACCEPTED = [
+    ("num_cpus", True, 1),
+    ("num_cpus", 1.5, 1.5),
+    ("num_gpus", 2.0, 2),
+    ("resources", {"a": 0.5}, {"a": 0.5}),
+    ("num_returns", 0, 0),
+    ("num_returns", "dynamic", "dynamic"),
+    ("max_retries", -1, -1),
+    ("retry_exceptions", [ValueError], (ValueError,)),
+    ("retry_exceptions", (), ()),
+    ("max_calls", 5, 5),
+    ("name", "", ""),
+    ("scheduling_strategy", "SPREAD", "SPREAD"),
+    ("label_selector", {"zone": "!in(a,b)", "x/y": ""}, {"zone": "!in(a,b)", "x/y": ""}),
+    ("_generator_backpressure_num_objects", -1, -1),
+    ("num_cpus", None, 1),
+    ("max_retries", None, 3),
+    ("placement_group", None, "default"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "kept"), ACCEPTED, ids=lambda v: str(v)[:40])
+def test_good_values_are_kept(option, value, kept):
+    assert getattr(parse_task_options({option: value}), option.lstrip("_")) == kept
+
+
+@pytest.mark.parametrize(
+    ("option", "suggestion"), [("num_cpu", "num_cpus"), ("max_retrys", "max_retries"), ("zzz", None)]
+)
+def test_unknown_options_get_a_suggestion(option, suggestion):
+    with pytest.raises(UnknownOptionError) as caught:
+        parse_task_options({option: 1})
+    assert caught.value.suggestion == suggestion
+    assert option in str(caught.value)
+    assert (suggestion or "num_cpus") in str(caught.value)
+
+
+def test_options_of_actors_are_named_as_such():
+    with pytest.raises(UnknownOptionError, match="max_restarts is an option of actors"):
+        parse_task_options({"max_restarts": 1})
+
+
+def test_options_go_over_those_of_the_function():
+    base = parse_task_options({"num_cpus": 2, "max_retries": 0, "max_calls": 7})
+    over = parse_task_options({"num_cpus": 3}, base)
+    assert (over.num_cpus, over.max_retries, over.max_calls) == (3, 0, 7)
+    assert parse_task_options({}, base) is base
+    assert base.num_cpus == 2
+    with pytest.raises(InvalidOptionError, match="belongs to the function"):
+        parse_task_options({"max_calls": 1}, base)
+
+
+def test_returns_of_functions_and_generators():
+    assert parse_task_options({}).returns(is_generator=False) == 1
+    assert parse_task_options({}).returns(is_generator=True) == STREAMING
+    assert parse_task_options({"num_returns": 3}).returns(is_generator=True) == 3
+    streaming = parse_task_options({"num_returns": "streaming"})
+    assert streaming.returns(is_generator=True) == STREAMING
+    with pytest.raises(InvalidOptionError, match="f does not yield"):
+        streaming.returns(is_generator=False, function_name="f")
+
+
+DIFFERENT = [
+    {},
+    {"num_cpus": 2},
+    {"name": "n"},
+    {"max_retries": 0},
+    {"retry_exceptions": [ValueError]},
+    {"runtime_env": {"env_vars": {"A": "1"}}},
+    {"runtime_env": {"env_vars": {"A": "2"}}},
+    {"scheduling_strategy": "SPREAD"},
+    {"scheduling_strategy": NodeAffinitySchedulingStrategy(NODE, soft=True)},
+    {"scheduling_strategy": NodeAffinitySchedulingStrategy(NODE, soft=False)},
+    {"label_selector": {"a": "b"}},
+    {"resources": {"a": 1, "b": 2}},
+    {"num_returns": 2},
+]
+
+
+def test_keys_tell_contents_apart():
+    keys = {parse_task_options(given).key() for given in DIFFERENT}
+    assert len(keys) == len(DIFFERENT)
+    assert keys == {parse_task_options(given).key() for given in DIFFERENT}
+    one = parse_task_options({"resources": {"a": 1, "b": 2}})
+    assert one == parse_task_options({"resources": {"b": 2, "a": 1}})
+    assert hash(one) == hash(parse_task_options({"resources": {"b": 2, "a": 1}}))
+
+
+def test_scheduling_keys_ignore_what_the_scheduler_does_not_see():
+    plain = TaskOptions.scheduling_key(options.DEFAULT_OPTIONS)
+    assert parse_task_options({"name": "n", "max_retries": 9}).scheduling_key() == plain
+    assert parse_task_options({"scheduling_strategy": "DEFAULT"}).scheduling_key() == plain
+    assert parse_task_options({"num_cpus": 2}).scheduling_key() != plain
+
+
+def test_options_pickle():
+    for given in DIFFERENT:
+        made = parse_task_options(given)
+        assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_the_older_placement_group_options_become_a_strategy():
+    made = parse_task_options({"placement_group": "pg", "placement_group_bundle_index": 2})
+    assert made.scheduling_strategy == PlacementGroupSchedulingStrategy("pg", 2)
+
+
+# ---- scheduling strategies ----
+
+
+def test_strategies_are_values():
+    assert In("a", "b") == In("a", "b") != NotIn("a", "b")
+    assert Exists() == Exists() != DoesNotExist()
+    assert repr(In("a")) == "In(values=['a'])"
+    labels = NodeLabelSchedulingStrategy({"zone": In("a")}, soft={"disk": Exists()})
+    assert labels == NodeLabelSchedulingStrategy({"zone": In("a")}, soft={"disk": Exists()})
+    assert hash(labels) != hash(NodeLabelSchedulingStrategy({"zone": In("b")}, soft={"disk": Exists()}))
+    assert pickle.loads(pickle.dumps(labels)) == labels
+    assert NodeAffinitySchedulingStrategy(bytes.fromhex(NODE), True).node_id == NODE
+    assert len(strategies.STRATEGIES) == 3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NodeAffinitySchedulingStrategy("x", True),
+        lambda: NodeAffinitySchedulingStrategy("", True),
+        lambda: NodeAffinitySchedulingStrategy(NODE, False, _spill_on_unavailable=True),
+        lambda: NodeAffinitySchedulingStrategy(NODE, True, _fail_on_unavailable=True),
+        lambda: NodeLabelSchedulingStrategy(None),
+        lambda: NodeLabelSchedulingStrategy({}, soft={}),
+        lambda: NodeLabelSchedulingStrategy({"a": 1}),
+        lambda: NodeLabelSchedulingStrategy({1: In("b")}),
+        lambda: NodeLabelSchedulingStrategy([1]),
+        lambda: In(),
+        lambda: In(1),
+        lambda: PlacementGroupSchedulingStrategy(None, -2),
+    ],
+)
+def test_senseless_strategies_are_refused(make):
+    with pytest.raises(ValueError, match=r".+") as caught:
+        make()
+    assert type(caught.value) is InvalidOptionError
+
+
+def test_strategies_of_wrong_types_are_refused():
+    with pytest.raises(OptionTypeError):
+        NodeAffinitySchedulingStrategy(1, True)
+    with pytest.raises(OptionTypeError):
+        PlacementGroupSchedulingStrategy(None, "a")
+
+
+# ---- runtime_env ----
+
+
+def test_a_runtime_env_is_checked_and_stays_a_dict(tmp_path):
+    env = RuntimeEnv(
+        env_vars={"A": "1"}, working_dir=str(tmp_path), pip=None, config={"setup_timeout_seconds": 3}
+    )
+    assert env == {
+        "env_vars": {"A": "1"},
+        "working_dir": str(tmp_path),
+        "config": {"setup_timeout_seconds": 3},
+    }
+    assert env.env_vars() == {"A": "1"}
+    assert env.working_dir() == str(tmp_path)
+    assert env.has_working_dir()
+    assert type(env.to_dict()) is dict
+    back = pickle.loads(pickle.dumps(env))
+    assert back == env
+    assert type(back) is RuntimeEnv
+    assert parse_runtime_env(dict(env)).key() == env.key() == back.key()
+    assert RuntimeEnv(env_vars={}) == {} == parse_runtime_env({})
+
+
+def test_relative_directories_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RuntimeEnv(working_dir=".").working_dir() == str(tmp_path)
+    assert RuntimeEnv(working_dir=tmp_path).working_dir() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"env_vars": {"A": 1}}, OptionTypeError),
+        ({"env_vars": {1: "A"}}, OptionTypeError),
+        ({"env_vars": [1]}, OptionTypeError),
+        ({"env_vars": {"A=B": "1"}}, InvalidOptionError),
+        ({"env_vars": {"A": "\0"}}, InvalidOptionError),
+        ({"working_dir": 1}, OptionTypeError),
+        ({"working_dir": "no/such/directory"}, InvalidOptionError),
+        ({"working_dir": "s3://bucket/x.zip"}, RuntimeEnvSetupError),
+        ({"pip": ["x"]}, RuntimeEnvSetupError),
+        ({"py_modules": ["."]}, RuntimeEnvSetupError),
+        ({1: 2}, OptionTypeError),
+    ],
+)
+def test_bad_runtime_envs_are_refused(fields, error):
+    with pytest.raises(error) as caught:
+        parse_runtime_env(fields)
+    assert type(caught.value) is error
+    with pytest.raises(error):
+        parse_task_options({"runtime_env": fields})
+
+
+def test_unknown_fields_warn_and_stay():
+    with pytest.warns(UserWarning, match="did you mean 'env_vars'"):
+        assert parse_runtime_env({"env_var": {"A": "1"}}) == {"env_var": {"A": "1"}}
+
+
+def test_a_runtime_env_merges_over_that_of_its_job():
+    job = RuntimeEnv(env_vars={"A": "1", "B": "1"}, config={"x": 1})
+    merged = RuntimeEnv(env_vars={"B": "2"}).merged_over(job)
+    assert merged == {"env_vars": {"A": "1", "B": "2"}, "config": {"x": 1}}
+    assert job.merged_over(None) is job
