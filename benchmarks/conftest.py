@@ -5,9 +5,9 @@
     sample     one value of a row: a rate, a time or a size; results are checked in it
 
 Each benchmark starts its system afresh and takes one sample to warm up. The values go into pytest-benchmark's
-JSON (`extra_info`), and the ratios to fastray are printed at the end, instead of pytest-benchmark's own table,
-which would compare the seconds of samples of different sizes. `--quick` does a fifth of the work; `--rounds N`
-samples N times (default 5).
+JSON (`extra_info`). The ratios to fastray are printed at the end, instead of pytest-benchmark's own table: it
+would compare the seconds of samples of different sizes. `--quick` does a fifth of the work; `--rounds N`
+takes N samples (default 5).
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ def table(found: dict) -> str:
         ours = systems.get("fastray")
         any_info = next(iter(systems.values()))
         unit, is_rate = any_info["unit"], any_info["unit"] in ("/s", "x")
-        cells = [amount(ours["median"], unit) if ours else "", amount(any_info["goal"], unit)]
+        cells = [
+            amount(ours["median"], unit) if ours else "",
+            amount(any_info["goal"], unit) if any_info["goal"] else "",
+        ]
         for name in peers:
             cell = ""
             if name in systems:

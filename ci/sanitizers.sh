@@ -1,32 +1,52 @@
 #!/usr/bin/env bash
-# Compiles every tests/native/*_test.cpp with csrc/*.cpp under ThreadSanitizer and AddressSanitizer, and runs it.
-# Arguments: names of sanitizers (thread, address); both by default.
+# Compiles every tests/native/*_test.cpp with csrc/*.cpp under ThreadSanitizer and AddressSanitizer (with the
+# undefined-behaviour one), and runs it. Tests that single-step a process with ptrace, *_step_kill_test.cpp, run
+# without a sanitizer ("plain"): under one, the runtime's own instructions would be stepped through as well.
+# Arguments: thread, address, plain; all three by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cxx=${CXX:-g++}
 jobs=${FASTRAY_JOBS:-$(nproc)}
-flags=(-std=c++20 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -DFASTRAY_CHECK -UNDEBUG -Icsrc -Itests/native -pthread)
+test_seconds_max=${FASTRAY_NATIVE_SECONDS_MAX:-600}
+flags=(-std=c++20 -g -fno-omit-frame-pointer -Wall -Wextra -DFASTRAY_CHECK -UNDEBUG -Icsrc -Itests/native -pthread)
 export TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1"
-export ASAN_OPTIONS="detect_leaks=1 abort_on_error=0"
+export ASAN_OPTIONS="detect_leaks=1"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1"
 
 shopt -s nullglob
-tests=(tests/native/*_test.cpp)
-[ ${#tests[@]} -gt 0 ] || { echo "no tests/native/*_test.cpp" >&2; exit 1; }
-for sanitizer in "${@:-thread address}"; do
-  for kind in $sanitizer; do
-    out=build/sanitize-$kind
-    mkdir -p "$out"
-    with=(-fsanitize="$kind")
-    [ "$kind" = address ] && with=(-fsanitize=address,undefined -fno-sanitize-recover=undefined)
-    printf '%s\0' csrc/*.cpp | xargs -0 -P "$jobs" -I{} sh -c \
-      'src=$1; shift; out=$1; shift; exec "$@" -c "$src" -o "$out/$(basename "$src" .cpp).o"' _ {} "$out" \
-      "$cxx" "${flags[@]}" "${with[@]}"
-    for test in "${tests[@]}"; do
-      name=$(basename "$test" .cpp)
-      "$cxx" "${flags[@]}" "${with[@]}" "$test" "$out"/*.o -o "$out/$name"
-      echo "== $name under $kind"
-      "$out/$name"
-    done
+compile() {  # source object flags...
+  local source=$1 object=$2
+  shift 2
+  "$cxx" "$@" -c "$source" -o "$object"
+}
+export -f compile
+export cxx
+
+[ $# -gt 0 ] || set -- thread address plain
+for kind in "$@"; do
+  case "$kind" in
+    thread) with=(-O1 -fsanitize=thread -Wno-tsan) ;;
+    address) with=(-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined) ;;
+    plain) with=(-O2) ;;
+    *) echo "unknown sanitizer: $kind" >&2; exit 2 ;;
+  esac
+  tests=()
+  for test in tests/native/*_test.cpp; do
+    case "$test" in
+      *_step_kill_test.cpp) [ "$kind" != plain ] || tests+=("$test") ;;
+      *) [ "$kind" = plain ] || tests+=("$test") ;;
+    esac
+  done
+  [ ${#tests[@]} -gt 0 ] || { echo "no tests for $kind" >&2; continue; }
+  out=build/sanitize-$kind
+  rm -rf "$out" && mkdir -p "$out/core"
+  for source in csrc/*.cpp; do
+    printf '%s\0%s\0' "$source" "$out/core/$(basename "$source" .cpp).o"
+  done | xargs -0 -n 2 -P "$jobs" bash -c 'compile "${@: -2}" "${@:1:$#-2}"' _ "${flags[@]}" "${with[@]}"
+  for test in "${tests[@]}"; do
+    name=$(basename "$test" .cpp)
+    "$cxx" "${flags[@]}" "${with[@]}" "$test" "$out"/core/*.o -o "$out/$name"
+    echo "== $name, $kind"
+    timeout "$test_seconds_max" "$out/$name" </dev/null
   done
 done

@@ -424,6 +424,11 @@ Handle ObjectAllocator::owner_record(const Segment& segment, Offset block) {
   return handle_of(v, locate(v, block)).load(acquire);
 }
 
+uint32_t ObjectAllocator::holder(const Segment& segment, Offset block) {
+  View v(segment);
+  return holder_of(v.regions[v.region_of(block)].word.load(relaxed));
+}
+
 void ObjectAllocator::set_owner_record(const Segment& segment, Offset block, Handle owner) {
   View v(segment);
   handle_of(v, locate(v, block)).store(owner, release_order);

@@ -52,6 +52,9 @@ class ObjectAllocator {
   void begin_release(Offset block);
   void release(Offset block);  // any process's block
 
+  // Who takes the block back after a release.
+  static uint32_t holder(const Segment& segment, Offset block);
+
   static size_t usable_bytes(const Segment& segment, Offset block);
   static Handle owner_record(const Segment& segment, Offset block);
   static void set_owner_record(const Segment& segment, Offset block, Handle owner_record);

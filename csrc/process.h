@@ -10,6 +10,8 @@
 //   process_wait.cpp      sleeping and waking
 #pragma once
 
+#include <memory>
+#include <deque>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -96,6 +98,10 @@ class Process {
   static const Handle* argument_handles(const Segment& segment, const Record& r, uint32_t* dependencies,
                                         uint32_t* references);
 
+  // A task with references was submitted: its arguments are kept as lineage (see sweep_lineage).
+  void remember_lineage(Handle task) { lineage_.push_back(task); }
+  void sweep_lineage(size_t most);
+
   // ---- tasks -------------------------------------------------------------------------------
   // r is filled, state kFree; after this a worker may have it. `flags`: kFlagArgHeap etc.
   // False when the queue cannot grow (the store is full); the record is then free again.
@@ -178,11 +184,13 @@ class Process {
   bool contain(Handle record, Handle container);
   size_t borrowed() const { return borrows_.size(); }
   size_t owned_pending() const { return zombies_.size(); }
+  size_t owned_lent() const { return limbo_.size(); }
+  size_t owned_lineage() const { return lineage_.size() + kept_.size(); }
   // Becomes the owner of a record somebody else made for us (stream items).
   void adopt(Handle h, uint32_t pins);
 
   QueueProducer* producer(uint32_t cls) {
-    if (cls < producers_.size() && producers_[cls] != nullptr) [[likely]] return producers_[cls];
+    if (cls < producers_.size() && producers_[cls] != nullptr) [[likely]] return producers_[cls].get();
     return make_producer(cls);
   }
   void recycle_returned(Record& r, Handle h);
@@ -212,6 +220,7 @@ class Process {
   void release_stream(Stream& s, std::vector<Handle>* dropped);
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);
+  void let_go(Record& r, const Handle* handles, uint32_t n);
   void sweep_limbo();
   void sweep_contained();
   QueueProducer* make_producer(uint32_t cls);
@@ -242,13 +251,15 @@ class Process {
   std::vector<uint32_t> my_chunks_;
   std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
   size_t zombie_at_ = 0;
+  std::deque<Handle> kept_;      // finished ones among them that keep small arguments
+  std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first
   std::vector<Handle> limbo_;    // ours, dropped, still borrowed by others
   uint32_t limbo_epoch_ = 0;
   uint32_t returned_seen_ = 0;
   std::unordered_map<Handle, Borrow> borrows_;
   std::vector<uint32_t> ledger_free_;
   std::vector<uint32_t> contained_;  // ledger entries with a container
-  std::vector<QueueProducer*> producers_;
+  std::vector<std::unique_ptr<QueueProducer>> producers_;
   // claim side
   std::vector<Queue*> sources_;
   uint64_t sources_summary_ = 0;

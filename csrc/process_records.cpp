@@ -2,9 +2,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "process.h"
 
 namespace fastray {
+namespace {
+constexpr uint64_t kWakeBytes = 1 << 20;  // a release of this much is worth waking the holder for
+}  // namespace
 
 int Process::reserve_slot(const Segment& segment, uint32_t kind) {
   for (uint32_t slot = 2; slot < kProcsMax; ++slot)  // 0 is the node's, 1 its first driver's
@@ -275,7 +280,13 @@ void Process::release_blocks(Record& r, uint64_t w) {
     unlink(kFlagMulti, stream ? s->error : r.ret > Returns::kInline ? list->list : 0);
   }
   if (w & kFlagArgHeap) unlink(kFlagArgHeap | kFlagRefs, r.args_heap.offset);
-  if (w & kFlagResultHeap) unlink(kFlagResultHeap | kFlagRefs, r.result_heap.offset);
+  if (w & kFlagResultHeap) {
+    Offset block = r.result_heap.offset;
+    bool big = view_payload(segment_, block).header->total_bytes >= kWakeBytes;
+    uint32_t holder = ObjectAllocator::holder(segment_, block);
+    unlink(kFlagResultHeap | kFlagRefs, block);
+    if (big && holder != slot_) wake_process(segment_, holder);  // it takes its memory back even when idle
+  }
 }
 
 // Items nobody took, and the one kept for its link.
@@ -296,8 +307,10 @@ void Process::release_stream(Stream& s, std::vector<Handle>* dropped) {
 void Process::sweep() {
   collect_returned();
   sweep_zombies(SIZE_MAX);
+  sweep_lineage(SIZE_MAX);
   if (!contained_.empty()) sweep_contained();
   if (!limbo_.empty()) sweep_limbo();
+  allocator_.collect();
 }
 
 // Dropped tasks that were not done then. Looked at round-robin, so that a long one holds up no other.
@@ -318,6 +331,52 @@ void Process::sweep_zombies(size_t most) {
   }
 }
 
+// Lineage: a finished task keeps its arguments, so that its result can be computed again, as long as they
+// are small. Arguments that are payloads are let go of (a loop over big arrays must not keep them all), and
+// so are those of the oldest tasks when there are too many (a loop without end). A task that has let go has
+// kFlagRefs cleared; its argument handles then name generations that have passed.
+void Process::sweep_lineage(size_t most) {
+  for (size_t left = std::min(most, lineage_.size()); left > 0; --left) {
+    Handle h = lineage_.front();
+    Record& r = segment_.record(h);
+    uint64_t w = r.state.load(std::memory_order_acquire);
+    bool ours = word_gen(w) == gen_of(h) && r.owner == slot_ && (w & kFlagRefs);
+    if (ours && !is_sealed(w)) {
+      lineage_.pop_front();
+      lineage_.push_back(h);
+      continue;
+    }
+    lineage_.pop_front();
+    if (!ours) continue;
+    uint32_t deps, refs;
+    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
+    bool big = refs != 0;
+    for (uint32_t i = 0; i < deps && !big; ++i)
+      big = (segment_.record(handles[i]).state.load(std::memory_order_relaxed) & kFlagResultHeap) != 0;
+    if (!big && lineage_.size() <= kLineageTasksMax) {
+      kept_.push_back(h);
+      continue;
+    }
+    let_go(r, handles, deps + refs);
+  }
+  while (kept_.size() > kLineageTasksMax) {
+    Handle h = kept_.front();
+    kept_.pop_front();
+    Record& r = segment_.record(h);
+    uint64_t w = r.state.load(std::memory_order_acquire);
+    if (word_gen(w) != gen_of(h) || r.owner != slot_ || !(w & kFlagRefs)) continue;
+    uint32_t deps, refs;
+    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
+    let_go(r, handles, deps + refs);
+  }
+}
+
+void Process::let_go(Record& r, const Handle* handles, uint32_t n) {
+  std::vector<Handle> dropped(handles, handles + n);
+  r.state.fetch_and(~uint64_t{kFlagRefs}, std::memory_order_acq_rel);
+  for (Handle d : dropped) drop_generic(d);
+}
+
 std::vector<Handle> Process::owned_children(uint32_t parent) const {
   std::vector<Handle> children;
   for (uint32_t c : my_chunks_) {
@@ -334,6 +393,7 @@ std::vector<Handle> Process::owned_children(uint32_t parent) const {
 // ---- payloads --------------------------------------------------------------------------------------
 
 namespace {
+constexpr uint64_t kSweepBytes = 64 << 10;  // before taking this much, look what could be given back
 constexpr uint64_t align(uint64_t n, uint64_t to) { return (n + to - 1) & ~(to - 1); }
 }  // namespace
 
@@ -351,6 +411,7 @@ Offset Process::make_payload(const PayloadShape& s, Handle for_record, PayloadVi
   uint64_t handles = uint64_t{s.dependencies} + s.references;
   uint64_t total = sizeof(PayloadHeader) + handles * 8 + align(s.codec_bytes, 8) + uint64_t{s.buffers} * 8;
   for (uint32_t i = 0; i < s.buffers; ++i) total = align(total, 64) + s.buffer_bytes[i];
+  if (total >= kSweepBytes) sweep_lineage(64);
   Offset offset = allocator_.allocate(total, for_record);
   if (offset == 0) {
     // not in the middle of a cancel: sweeping may return records, and that uses Proc::acting too

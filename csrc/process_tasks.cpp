@@ -32,12 +32,12 @@ QueueProducer* Process::make_producer(uint32_t cls) {
     queue.cls = static_cast<uint16_t>(cls);
     queue.depth.store(self_->depth + 1, std::memory_order_relaxed);
     queue.head.store(queue.tail.load(std::memory_order_relaxed), std::memory_order_relaxed);
-    if (producers_.size() <= cls) producers_.resize(cls + 1, nullptr);
-    producers_[cls] = new QueueProducer(segment_, &allocator_, q);
+    if (producers_.size() <= cls) producers_.resize(cls + 1);
+    producers_[cls] = std::make_unique<QueueProducer>(segment_, &allocator_, q);
     Class& c = segment_.cls(cls);
     c.queues[slot_].store(q, std::memory_order_release);
     proc_set::add(c.producers, slot_);
-    return producers_[cls];
+    return producers_[cls].get();
   }
   return nullptr;
 }
@@ -79,7 +79,6 @@ bool Process::add_edge(Handle on, EdgeKind kind, uint32_t target, uint32_t gen, 
   Offset offset = allocator_.allocate(sizeof(Edge), on);
   if (offset == 0) {
     sweep();
-    allocator_.collect();
     while ((offset = allocator_.allocate(sizeof(Edge), on)) == 0) {
       // the store is full of other things: poll the dependency instead of hanging an edge on it
       if (sealed(on)) return true;

@@ -57,7 +57,7 @@ void Process::notify_slow(QueueProducer& q) {
 }
 
 void Process::nudge() {
-  for (QueueProducer* q : producers_) {
+  for (const std::unique_ptr<QueueProducer>& q : producers_) {
     if (q == nullptr || q->empty()) continue;
     Class& c = segment_.cls(q->queue().cls);
     if (proc_set::any(c.sleeping) && !proc_set::any(c.polling)) wake_one(c);

@@ -139,9 +139,10 @@ void Reaper::finish_return(Record& r, Handle h) {
   if (word_gen(w) != gen || state_of(w) != kFree) return;
   uint32_t chunk = index_of(h) / kChunkRecords, bit = index_of(h) % kChunkRecords;
   auto& word = segment_.returned(chunk)[bit / 64];
-  if (word.load(std::memory_order_acquire) >> bit % 64 & 1) return;  // SYNC POINT: record-returned
-  if (owner.load(std::memory_order_acquire) != kOwnerReturned) return;
-  word.fetch_or(uint64_t{1} << bit % 64, std::memory_order_acq_rel);
+  bool set = word.load(std::memory_order_acquire) >> bit % 64 & 1;  // SYNC POINT: record-returned
+  if (!set && owner.load(std::memory_order_acquire) != kOwnerReturned) return;
+  if (!set) word.fetch_or(uint64_t{1} << bit % 64, std::memory_order_acq_rel);
+  // set or not, its home may not have been told
   uint32_t home = segment_.chunk_owner(chunk).load(std::memory_order_acquire);
   if (home != 0) segment_.proc(home - 1).returned.fetch_add(1, std::memory_order_release);
 }

@@ -258,7 +258,6 @@ int SchedulerState::free_worker(uint32_t env) const {
 
 void SchedulerState::serve(uint32_t cls, int64_t now) {
   Class& c = classes_[cls];
-  c.waits = false;
   uint32_t want = wanted(cls);
   while (want > 0 && fits_beside_claimant(cls)) {
     int slot = free_worker(c.env);
@@ -267,6 +266,7 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
     if (static_cast<int>(cls) == claimant_) claimant_ = -1;
     want = wanted(cls);
   }
+  c.waits = want != 0 && c.backlog;
   if (want == 0) {
     c.unmet_since = -1;
     return;
@@ -315,7 +315,6 @@ int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
 void SchedulerState::make_room(uint32_t cls, int64_t now) {
   Class& c = classes_[cls];
   if (!c.backlog) return;  // class 0 without work waits until something is free
-  c.waits = true;
   if (awake(cls) != 0)
     c.unmet_since = -1;  // it wants more, but it is not starved
   else if (c.unmet_since < 0)

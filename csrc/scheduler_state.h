@@ -90,7 +90,7 @@ class SchedulerState {
     int64_t granted_at = 0;
   };
   struct Class {
-    bool known = false, backlog = false, standing = false, waits = false;  // waits for resources
+    bool known = false, backlog = false, standing = false, waits = false;  // waits for resources or workers
     Units demand{};
     uint32_t env = 0;
     uint32_t leases = 0;

@@ -40,9 +40,9 @@ struct Layout {
     h.chunk_owners = take(sizeof(uint32_t) * kChunksMax);
     h.returned = take(uint64_t{kRecordsMax} / 8);
     h.records = take(sizeof(Record) * uint64_t{kRecordsMax});
-    // task bookkeeping (queues, edges, small arguments) shares the data area with objects: give it
-    // room beside what the user asked for, and bound objects by object_store_bytes
-    h.data_bytes = region_up(limits.object_store_bytes + (uint64_t{4} << 30));
+    // Task bookkeeping (queues, edges, small arguments) shares the data area with objects, and large
+    // objects take whole regions: the area is larger than the store, which object_store_bytes bounds.
+    h.data_bytes = region_up(2 * limits.object_store_bytes + (uint64_t{4} << 30));
     h.regions = take(kRegionEntryBytes * (h.data_bytes / kRegionBytes));
     h.data = at = region_up(at);
     h.segment_bytes = at + h.data_bytes;

@@ -80,7 +80,8 @@ class QueueProducer {
   bool use_ring(uint64_t capacity) {
     uint32_t log2 = static_cast<uint32_t>(std::countr_zero(capacity));
     if (rings_[log2] == 0)
-      rings_[log2] = allocator_->allocate(capacity * sizeof(uint64_t), make_handle(0, kBlockRing | index_));
+      rings_[log2] = allocator_->allocate(capacity * sizeof(uint64_t), make_handle(0, kBlockRing | index_),
+                                          Purpose::kBookkeeping);
     Offset offset = rings_[log2];
     if (offset == 0) return false;
     auto* fresh = segment_.at<RingSlot>(offset);

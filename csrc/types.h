@@ -37,6 +37,7 @@ inline constexpr uint32_t kQueuesMax = 1u << 15;     // task queues: one per (pr
 inline constexpr uint32_t kLedgerEntries = 1u << 18; // borrowed references of one process
 inline constexpr uint32_t kResourcesMax = 16;        // kinds of resources of a node
 inline constexpr uint32_t kGpusMax = 32;
+inline constexpr uint32_t kLineageTasksMax = 1u << 22;  // finished tasks of a process that keep arguments
 inline constexpr size_t kInlineArgs = 32;
 inline constexpr size_t kInlineResult = 48;
 inline constexpr size_t kCacheLine = 64;

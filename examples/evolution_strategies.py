@@ -39,7 +39,7 @@ class Task:
 
 TASKS = {
     "CartPole-v1": Task(solved=475, pairs=32, episodes=1, sigma=0.1, rate=0.05),
-    "Pendulum-v1": Task(solved=-250, pairs=48, episodes=2, sigma=0.1, rate=0.05),
+    "Pendulum-v1": Task(solved=-250, pairs=32, episodes=2, sigma=0.1, rate=0.3),
 }
 EVALUATIONS = 20
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastray.runtime import Runtime
 
 
-class Context(dict[str, Any] if TYPE_CHECKING else dict):
+class Context(dict[str, object]):
     """What `init` returns: the address and ids of the session; usable in `with`, which ends it."""
 
     @property
@@ -120,7 +120,7 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction:
     return remote_function(target, options)
 
 
-def cancel(ref: ObjectRef | ObjectRefGenerator, *, force: bool = False, recursive: bool = True) -> None:
+def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, recursive: bool = True) -> None:
     """Cancels the task that makes `ref`: not started, it never runs; running, KeyboardInterrupt is raised in it
     (`force`: its worker is killed). `get` raises TaskCancelledError. A finished task is left alone.
 

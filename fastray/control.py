@@ -1,7 +1,7 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
-Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the sockets
-are SOCK_SEQPACKET. Drivers send all kinds, workers only cancel_message.
+Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
+sockets are SOCK_SEQPACKET. Drivers send all kinds, workers only cancel_message.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def fused_map(function: RemoteFunction, iterable: Iterable[Any], timeout: float 
 
 
 def _results(fused: RemoteFunction, items: Iterator[Any], window: int, deadline: float | None) -> Iterator[Any]:
-    in_flight: deque[ObjectRef] = deque()
+    in_flight: deque[ObjectRef[Any]] = deque()
     size = 1
     more = True
     while True:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 _lock = threading.Lock()
-_waiting: dict[ObjectRef, list[Future[Any]]] = {}
+_waiting: dict[ObjectRef[Any], list[Future[Any]]] = {}
 _thread: threading.Thread | None = None
 
 
-def future_of(ref: ObjectRef) -> Future[Any]:
+def future_of(ref: ObjectRef[Any]) -> Future[Any]:
     """A future that gets the value of `ref`, or the exception that `get` would raise."""
     global _thread
     future: Future[Any] = Future()
@@ -70,7 +70,7 @@ def _watch() -> None:
             _settle(ref, futures)
 
 
-def _settle(ref: ObjectRef, futures: list[Future[Any]]) -> None:
+def _settle(ref: ObjectRef[Any], futures: list[Future[Any]]) -> None:
     try:
         value, error = get(ref), None
     except BaseException as raised:  # it belongs to whoever asked for the future

@@ -170,9 +170,11 @@ def _line(result: dict[str, Any], peers: list[str]) -> str:
         return f"{start} {result['error']}"
     unit = result["unit"]
     is_rate = unit in ("/s", "x")
-    met = result["best"] >= result["goal"] if is_rate else result["best"] <= result["goal"]
-    cells = [amount(result[key], unit) for key in ("best", "median", "goal")]
-    line = start + "".join(f" {cell:>11}" for cell in cells) + (" ok  " if met else " low ")
+    met = ratio_to(result["median"], result["goal"] or 1, is_rate) >= 1
+    cells = [amount(result[key], unit) for key in ("best", "median")]
+    cells.append(amount(result["goal"], unit) if result["goal"] else "-")
+    verdict = "" if not result["goal"] else "ok" if met else "low"
+    line = start + "".join(f" {cell:>11}" for cell in cells) + f" {verdict:4}"
     for name in peers:
         value = result["peers"].get(name)
         ratio = "" if value is None else f"{ratio_to(result['median'], value, is_rate):.3g}x"

@@ -1,11 +1,11 @@
 """The node process of a session: forks the workers, and runs the local scheduler.
 
-The driver starts it with posix_spawn and these file descriptors: 3 the segment, 4 the bell, 5 the control socket
-(SOCK_SEQPACKET), 6 the log socket. The first message on 5 says what the driver's process looks like. After that
-the loop in C++ (csrc/local_scheduler.h) does everything but three things: forking, importing, leaving.
+The driver starts it with posix_spawn and these file descriptors: 3 the segment, 4 the bell, 5 the control
+socket (SOCK_SEQPACKET), 6 the log socket. The first message on 5 says what the driver's process looks like.
+After that the loop in C++ (csrc/local_scheduler.h) does everything but forking, importing and leaving.
 
-This process is the template of all workers, so it stays free of threads and imports little: what is imported here,
-workers have from the start, and what is not, costs the first result nothing. It ends with its driver.
+This process is the template of all workers, so it stays free of threads and imports little: what is imported
+here, workers have from the start, and what is not, costs the first result nothing. It ends with its driver.
 """
 
 from __future__ import annotations

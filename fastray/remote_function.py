@@ -10,9 +10,10 @@ Called by api.py; the worker's side is worker.load_function.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+
+
 import pickle
+from _blake2 import blake2b  # what hashlib.blake2b is, without loading OpenSSL at start
 
 from fastray._native.submit import TaskFunction
 from fastray.options import STREAMING, TaskOptions, parse_task_options
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from fastray.runtime import Runtime
+    from fastray._native.object_ref import ObjectRef
 
+CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200  # see inspect; it costs 15 ms to import
 FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_RUNTIME_ENV = 1, 2, 4
 
 
@@ -34,7 +36,7 @@ class RemoteFunction(TaskFunction):
     """
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        if _code_flags(function) & (CO_COROUTINE | CO_ASYNC_GENERATOR):
             raise ValueError(
                 f"{function.__qualname__} is an async function: a task is a plain function or generator. Call "
                 "asyncio.run() in it, or use an async method of an actor."
@@ -42,7 +44,7 @@ class RemoteFunction(TaskFunction):
         self._function = function
         self._options = options
         self._variants: dict[object, RemoteFunction] = {}
-        self._blob: bytes | None = None
+        self._blob: tuple[bytes, list[ObjectRef[Any]]] | None = None
         self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
         self.__module__ = getattr(function, "__module__", "__main__")
@@ -95,11 +97,12 @@ class RemoteFunction(TaskFunction):
 
     # ---- export -----------------------------------------------------------------------------------
 
-    def _pickled(self) -> bytes:
+    def _pickled(self) -> tuple[bytes, list[ObjectRef[Any]]]:
+        """The function, and the references its closure holds (they are kept as long as this object)."""
         if self._blob is None:
-            from fastray.serialization import dumps_function
+            from fastray.serialization import dumps_function_with_references
 
-            self._blob = dumps_function(self._function)
+            self._blob = dumps_function_with_references(self._function, self.__name__)
         return self._blob
 
     def _export(self) -> None:
@@ -108,24 +111,33 @@ class RemoteFunction(TaskFunction):
 
         runtime = current_runtime()
         options = self._options
-        returns = options.returns(inspect.isgeneratorfunction(self._function), self.__qualname__)
+        returns = options.returns(bool(_code_flags(self._function) & CO_GENERATOR), self.__qualname__)
         streaming = returns == STREAMING
         cls = runtime.scheduling_class(options)
         flags = (FLAG_RETRY_EXCEPTIONS if options.retry_exceptions else 0) | (FLAG_STREAMING if streaming else 0)
         name = options.name or self.__qualname__.rpartition(">.")[2]
-        retry_on = options.retry_exceptions
+        retry_on: object = options.retry_exceptions
         if isinstance(retry_on, tuple):
             from fastray.serialization import dumps_function
 
-            retry_on = dumps_function(retry_on)  # type: ignore[arg-type]  # classes may be of __main__
+            retry_on = dumps_function(retry_on)  # classes may be of __main__
         numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls)
-        blob = pickle.dumps((self._pickled(), retry_on, name), protocol=5)
-        digest = hashlib.blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
+        data, references = self._pickled()
+        handles = [runtime.attachment.handle_of(ref) for ref in references]
+        blob = pickle.dumps((data, handles, retry_on, name), protocol=5)
+        digest = blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
         index = runtime.attachment.register_function(
             blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls
         )
         ahead = max(0, options.generator_backpressure_num_objects)
         self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
+
+
+def _code_flags(function: object) -> int:
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return int(getattr(code, "co_flags", 0))
 
 
 def remote_function(function: Callable[..., Any], given: dict[str, object]) -> RemoteFunction:

@@ -25,6 +25,9 @@ from fastray.options import TaskOptions, to_units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from fastray._native.object_ref import ObjectRef
     from fastray.node_process import NodeProcess
 
 DRIVER = 1  # ProcKind
@@ -99,16 +102,16 @@ class Runtime:
         blob = pickle.dumps(dict(environment))
         index = self._environments.get(blob)
         if index is None:
-            import hashlib
+            from _blake2 import blake2b
 
-            digest = hashlib.blake2b(blob, digest_size=16).digest()
+            digest = blake2b(blob, digest_size=16).digest()
             index = self.attachment.register_function(blob, digest, "runtime_env", 4, 0, 0, 0, 0)
             self._environments[blob] = index
         return index
 
     # ---- cancelling ---------------------------------------------------------------------------------
 
-    def cancel(self, handle_or_ref: object, force: bool, recursive: bool) -> None:
+    def cancel(self, handle_or_ref: ObjectRef[Any] | int, force: bool, recursive: bool) -> None:
         """Cancels a task by reference or handle; what it submitted is cancelled by the worker that runs it."""
         if isinstance(handle_or_ref, int):
             _, running, handle = self.attachment.cancel_handle(handle_or_ref)

@@ -62,6 +62,12 @@ def dumps_function(function: Callable[..., Any] | object, name: str | None = Non
         raise unpicklable_error(function, name or _name_of(function), error) from error
 
 
+def dumps_function_with_references(function: object, name: str) -> tuple[bytes, list[Any]]:
+    """`dumps_function`, and the ObjectRefs that its closure or globals hold (see codec.loads_pickle)."""
+    result: tuple[bytes, list[Any]] = codec.noting_references(lambda: dumps_function(function, name))
+    return result
+
+
 def dump_exception(exc: BaseException, function_name: str) -> bytes:
     """What a task raised, for `load_exception` in another process; never raises an `Exception`.
 

@@ -288,9 +288,10 @@ def format_remote_traceback(exc: BaseException) -> str:
     """The traceback of `exc` as text, without fastray's own frames at its start; never raises."""
     import traceback
 
-    package = os.path.dirname(os.path.abspath(__file__)) + os.sep
+    # Cython's frames have the path that the compiler was given.
+    own = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.path.join("fastray", "_native") + os.sep)
     frames = exc.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(package):
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(own):
         frames = frames.tb_next
     try:
         return "".join(traceback.format_exception(type(exc), exc, frames or exc.__traceback__))

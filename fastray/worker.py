@@ -14,6 +14,7 @@ import signal
 import sys
 
 from fastray._native import worker as native
+from fastray._native.decoder import loads_pickle
 from fastray._native.session import Attachment
 
 TYPE_CHECKING = False
@@ -34,13 +35,16 @@ def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
     from fastray.runtime import current_runtime
 
     attachment = current_runtime().attachment
-    blob, retry_on, name = pickle.loads(attachment.function_blob(index))
+    data, handles, retry_on, name = pickle.loads(attachment.function_blob(index))
     max_retries, returns, flags, max_calls = attachment.function_options(index)
     if not flags & FLAG_RETRY_EXCEPTIONS:
         retry_on = None
     elif isinstance(retry_on, bytes):
         retry_on = pickle.loads(retry_on)
-    function = pickle.loads(blob)
+    if handles:
+        function = loads_pickle(data, [attachment.borrow(handle) for handle in handles])
+    else:
+        function = pickle.loads(data)
     return function, retry_on, name, max_retries, returns, bool(flags & FLAG_STREAMING), max_calls
 
 

@@ -1,7 +1,7 @@
 """The rows of `fastray microbenchmark`: what is measured, its goal, and how a peer does the same work.
 
     row     one line of the table; its value is a rate (more is better) or a time or size (less is better)
-    goal    what fastray is to reach on 2 cores; see docs/internals/performance.md
+    goal    what fastray is to reach on 2 cores, 0 for none; see docs/internals/performance.md
     quick   a fifth of the work, for a look
 
 `Row.measure(quick)` runs in a fresh session with `workers` workers; `Row.peer(peer, quick)` on a started
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import perf_counter, perf_counter_ns
 from typing import Any, NamedTuple, Optional
 
-from fastray._benchmark import work
+from fastray._benchmark import processes, work
 from fastray._benchmark.peers import Peer
 
 PeerRun = Callable[[Any, bool], Optional[float]]
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     title: str
     workers: int
     unit: str  # "/s" rates, else times and sizes
-    goal: float
+    goal: float  # 0: none
     measure: Callable[[bool], float]
     peer: PeerRun | None = None
     stolen: bool = False  # with another process that takes a core
@@ -133,10 +133,10 @@ def _uneven(quick: bool) -> float:
     return work.ideal_makespan(naps, 2) / work.uneven(naps)
 
 
-def _round_trip(percentile: float, pause_s: float = 0.0) -> Callable[[bool], float]:
+def _round_trip(percentile: float, pause_s: float = 0.0, idle: bool = False) -> Callable[[bool], float]:
     def measure(quick: bool) -> float:
         work.round_trips(100)
-        took = work.round_trips(_size(1000 if pause_s else 20_000, quick), pause_s)
+        took = work.round_trips(_size(1000 if pause_s else 20_000, quick), pause_s, idle)
         return took[int(len(took) * percentile)] / 1000
 
     return measure
@@ -158,8 +158,7 @@ def _windows(workers: int, window: int, stolen: bool) -> Row:
     return Row(title, workers, "/s", 1e6, _rate(work.windows, 200_000, window), peer, stolen)
 
 
-def rows() -> list[Row]:
-    """The table, in the order of the goals."""
+def _throughput() -> list[Row]:
     add_one = _peer_tasks(work.add_one)
     table = [
         Row("tasks, f.remote(i) each, get(list)", 1, "/s", 4e6, _rate(work.tasks, 1_000_000), add_one),
@@ -189,13 +188,18 @@ def rows() -> list[Row]:
     ]
     for stolen in (False, True):
         table += [_windows(workers, window, stolen) for window in (10, 1000) for workers in (1, 2)]
+    return table
+
+
+def _other() -> list[Row]:
     work_10us = _peer_tasks(work.spin_10us)
     nested = _peer_method("nested", 2000, after=(2,))
-    table += [
+    return [
         Row("tasks of 10 us of work", 2, "/s", 185e3, _rate(work.work_10us, 100_000), work_10us),
         Row("round trip, p50", 1, "us", 2, _round_trip(0.5), _peer_round_trip),
         Row("round trip, p99", 1, "us", 60, _round_trip(0.99)),
-        Row("round trip through a sleep, p50", 1, "us", 10, _round_trip(0.5, 0.001)),
+        Row("round trip through a sleep, p50", 1, "us", 10, _round_trip(0.5, 0.0001)),
+        Row("round trip after 1 ms idle, p50", 1, "us", 0, _round_trip(0.5, 0.001, True)),
         Row(
             "chain x = f.remote(x)",
             2,
@@ -231,19 +235,31 @@ def rows() -> list[Row]:
             1,
             "B",
             256,
-            lambda quick: work.memory_per_pending(_size(1_000_000, quick)),
+            lambda quick: processes.fresh_memory_per_pending(_size(1_000_000, quick)),
+            session=False,
         ),
         Row(
             "import + init + first result",
             2,
             "ms",
             60,
-            lambda _q: work.startup("fastray", 2)[0] * 1e3,
+            lambda _q: processes.startup("fastray", 2)[0] * 1e3,
             session=False,
         ),
-        Row("idle runtime, PSS", 2, "MB", 60, lambda _q: work.startup("fastray", 2)[1] / 1e6, session=False),
+        Row(
+            "idle runtime, PSS",
+            2,
+            "MB",
+            60,
+            lambda _q: processes.startup("fastray", 2)[1] / 1e6,
+            session=False,
+        ),
     ]
-    return table
+
+
+def rows() -> list[Row]:
+    """The table, in the order of the goals."""
+    return _throughput() + _other()
 
 
 def select(*titles: str) -> list[Row]:

@@ -6,7 +6,7 @@ import contextlib
 from functools import partial
 
 import fastray
-from fastray._benchmark import work
+from fastray._benchmark import processes, work
 from fastray._benchmark.peers import PEERS, missing
 
 TYPE_CHECKING = False
@@ -22,8 +22,10 @@ def why_not(row: Row, system: str) -> str:
     """Why this system cannot do this row here; an empty string when it can."""
     if system == "fastray":
         return ""
-    if not row.session:
-        if system not in work.startup_systems():
+    if not row.session and row.peer is None:
+        if row.unit == "B":
+            return "peers have nothing like it"
+        if system not in processes.startup_systems():
             return f"{system} starts its workers one by one, as they are needed"
     elif row.peer is None:
         return "peers have nothing like it"
@@ -34,12 +36,12 @@ def why_not(row: Row, system: str) -> str:
 def sampler(row: Row, system: str, quick: bool) -> Iterator[Callable[[], float | None]]:
     """A function that measures the row once: its value, or None when this peer has no such operation."""
     if not row.session:
-        yield partial(_startup, row, system)
+        yield partial(_fresh, row, system, quick)
     elif system == "fastray":
         fastray.init(num_cpus=row.workers, log_to_driver=False)
         try:
             work.tasks(1000)
-            with work.stolen_core() if row.stolen else contextlib.nullcontext():
+            with processes.stolen_core() if row.stolen else contextlib.nullcontext():
                 yield partial(row.measure, quick)
         finally:
             fastray.shutdown()
@@ -52,6 +54,8 @@ def sampler(row: Row, system: str, quick: bool) -> Iterator[Callable[[], float |
             peer.close()
 
 
-def _startup(row: Row, system: str) -> float:
-    seconds, pss = work.startup(system, row.workers)
+def _fresh(row: Row, system: str, quick: bool) -> float:
+    if system == "fastray":
+        return row.measure(quick)
+    seconds, pss = processes.startup(system, row.workers)
     return pss / 1e6 if row.unit == "MB" else seconds * 1e3

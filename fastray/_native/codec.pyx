@@ -41,7 +41,7 @@ from _pickle import dumps as _pickle_dumps
 from pickle import PickleBuffer
 
 from fastray._native import pickling
-from fastray._native.decoder import loads, loads_call, take_reference  # part of our interface
+from fastray._native.decoder import loads, loads_call, loads_pickle, take_reference  # part of our interface
 
 cdef PyTypeObject* ref_type = NULL
 cdef PyTypeObject* array_type = NULL  # numpy.ndarray, once somebody imported numpy
@@ -442,18 +442,20 @@ cpdef Py_ssize_t note_reference(object ref) except -2:
     return -1 if fr_current == NULL else note(<Encoder>fr_current, ref)
 
 
-def try_pickle(value):
-    """Pickle `value` as an argument would be, references allowed, and drop it.
-
-    Raises what its reducers raise: this is how serialization.py looks for the culprit.
-    """
+def noting_references(dumps):
+    """(`dumps()`, the references that were pickled in it): pickling outside of a value, references allowed."""
     cdef Encoder encoder = acquire_encoder()
     cdef PyObject* previous = fr_set_current(<PyObject*>encoder)
     try:
-        pickling.dumps(value, [].append)
+        return dumps(), encoder.references or []
     finally:
         fr_set_current(previous)
         release_encoder(encoder)
+
+
+def try_pickle(value):
+    """Pickle `value` as an argument would be and drop it: how serialization.py looks for the culprit."""
+    noting_references(lambda: pickling.dumps(value, [].append))
 
 
 # ---- for tests and rare callers -----------------------------------------------------------------

@@ -192,6 +192,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void drop(Handle h)
         void unallocate(Record* r)
         void sweep()
+        void remember_lineage(Handle task)
+        void sweep_lineage(size_t most)
         Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view)
         @staticmethod
         PayloadView view_payload(const Segment& segment, Offset offset)
@@ -222,6 +224,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void adopt(Handle h, uint32_t pins)
         size_t borrowed()
         size_t owned_pending()
+        size_t owned_lent()
+        size_t owned_lineage()
         vector[Handle] owned_children(uint32_t parent)
         @staticmethod
         void wake_process(const Segment& segment, uint32_t slot)

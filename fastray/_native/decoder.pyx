@@ -325,6 +325,15 @@ cdef object take_pickle(In* src, object data):
         fr_set_current(previous)
 
 
+def loads_pickle(bytes data, list references):
+    """What `noting_references` pickled, with the same references."""
+    cdef PyObject* previous = fr_set_current(<PyObject*>references)
+    try:
+        return _pickle_loads(data)
+    finally:
+        fr_set_current(previous)
+
+
 cpdef object take_reference(Py_ssize_t index):
     """Reference number `index` of the value this thread now decodes.
 

@@ -20,7 +20,6 @@ cdef class ObjectRef:
     cdef Handle handle
     cdef uint32_t epoch
     cdef uint32_t stamp  # the wait() call that saw it last
-    cdef tuple _ids(self)
 
 cdef class Stored:
     """Bytes of a payload, exported by the buffer protocol; keeps the record."""

@@ -32,7 +32,7 @@ from fastray._native.cpp cimport (
     random_u64,
     state_of,
 )
-from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, session
+from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, make_held_ref, session
 
 UNIT = 10000  # resources are counted in 1/10000 of a unit
 
@@ -129,9 +129,11 @@ cdef class Attachment:
         self.process.ring_bell()
 
     def counters(self):
-        """Figures of this process: references borrowed, tasks dropped before their end."""
+        """Figures of this process: references it borrows; of what it owns: tasks dropped before their end,
+        records dropped but lent to others, finished tasks that keep their arguments."""
         self.process.sweep()
-        return {"borrowed": self.process.borrowed(), "pending_dropped": self.process.owned_pending()}
+        return {"borrowed": self.process.borrowed(), "pending_dropped": self.process.owned_pending(),
+                "lent": self.process.owned_lent(), "lineage": self.process.owned_lineage()}
 
     def store_usage(self):
         """Bytes and blocks of the node's object store."""
@@ -318,7 +320,13 @@ cdef class Attachment:
         return names[<int>state_of(r.state.load())], r.attempts, self.function_name(r.function)
 
     def handle_of(self, ObjectRef ref):
+        """The handle of a reference of this session. Raises StaleReferenceError for another one's."""
+        check_ref(ref)
         return ref.handle
+
+    def borrow(self, Handle h):
+        """A reference to a record that somebody else keeps alive at this moment."""
+        return make_held_ref(h)
 
 
 def current_attachment_active():

@@ -237,6 +237,8 @@ cdef uint64_t place_arguments(Record* r, Handle h, Encoder e) except? 0xFFFFFFFF
         flags = kFlagArgHeap
     if n_deps + n_refs:
         flags |= kFlagRefs
+        session.process.sweep_lineage(2)
+        session.process.remember_lineage(h)
         for i in range(n_deps):
             ref = <ObjectRef>e.dependencies[i]
             session.process.hold(ref.handle)

@@ -7,6 +7,7 @@ which `get` returns as read-only views without copying. A failed record holds an
 belongs to it; `decode_error` is the one place where codes become exceptions.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
@@ -38,9 +39,15 @@ from fastray._native.cpp cimport (
     kFlagRefs,
     kFlagResultHeap,
     kInlineResult,
+    now_ns,
     state_of,
 )
 from fastray._native.object_ref cimport ObjectRef, Stored, make_held_ref, make_stored, session
+
+
+cdef enum:
+    FULL_WAIT_NS = 1000000000  # a full store: wait that long for room, then raise
+    FULL_STEP_NS = 2000000
 
 
 # ---- reading ----------------------------------------------------------------------------------------
@@ -138,7 +145,7 @@ cdef Offset store_encoded(Handle h, Encoder e) except 0:
         shape.buffers = n_buffers
         offset = session.process.make_payload(shape, h, &view)
         if offset == 0:
-            raise store_full(total)
+            offset = wait_for_room(shape, h, &view, total)
         for i in range(n_buffers):
             copy_buffer(view.buffer(i), <unsigned char*>buffers[i].buf, buffers[i].len)
         return offset
@@ -148,6 +155,25 @@ cdef Offset store_encoded(Handle h, Encoder e) except 0:
         PyMem_Free(handles)
         PyMem_Free(buffers)
         PyMem_Free(sizes)
+
+
+cdef Offset wait_for_room(const PayloadShape& shape, Handle h, PayloadView* view, uint64_t total) except 0:
+    """The store is full: asks every process to give back what it can, for a second; then raises."""
+    cdef Process* p = session.process
+    cdef int64_t deadline = now_ns() + FULL_WAIT_NS
+    cdef uint32_t slot
+    cdef Handle none = 0
+    cdef Offset offset = 0
+    while total <= p.segment().header().object_store_bytes and now_ns() < deadline:
+        for slot in range(1, p.segment().header().procs_used.load()):
+            Process.wake_process(p.segment(), slot)
+        with nogil:
+            p.sleep_on(&none, 0, FULL_STEP_NS)
+        PyErr_CheckSignals()
+        offset = p.make_payload(shape, h, view)
+        if offset != 0:
+            return offset
+    raise store_full(total)
 
 
 cdef int copy_buffer(unsigned char* to, unsigned char* source, Py_ssize_t size) except -1:

@@ -20,6 +20,7 @@ from fastray._native.cpp cimport (
     gen_of,
     index_of,
     is_sealed,
+    kDone,
     kFailed,
     kFlagResultHeap,
     now_ns,
@@ -71,7 +72,10 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
         if session.process != process:
             check_attached()
             return 1
-        if wake == Wake.kSealed or wake == Wake.kKicked:
+        if wake == Wake.kSealed:
+            return 1
+        if wake == Wake.kKicked:
+            process.sweep()  # somebody may need the room
             return 1
         if wake == Wake.kInterrupted:
             PyErr_CheckSignals()
@@ -151,6 +155,7 @@ cdef list get_list(list refs, object timeout, bint writable):
     cdef uint64_t w
     cdef object value
     cdef int64_t deadline = deadline_of(timeout)
+    cdef bint looked = False
     for i in range(n):
         if i >= PyList_GET_SIZE(refs):
             raise ValueError("the list of references was changed during get()")
@@ -163,7 +168,7 @@ cdef list get_list(list refs, object timeout, bint writable):
         r = &records[index_of(ref.handle)]
         w = r.state.load()
         if not is_sealed(w):
-            wait_for_element(refs, i, n, r, timeout, deadline)
+            wait_for_element(refs, i, n, r, timeout, deadline, &looked)
             w = r.state.load()
         if state_of(w) != kFailed and not w & kFlagResultHeap:
             value = decode_value(r.result, r.result_bytes, None, None)
@@ -177,38 +182,47 @@ cdef list get_list(list refs, object timeout, bint writable):
 
 
 cdef int wait_for_element(list refs, Py_ssize_t i, Py_ssize_t n, Record* r, object timeout,
-                          int64_t deadline) except -1:
-    """Until refs[i] is sealed, sleeping on the last unsealed one; raises early what a later one raised."""
+                          int64_t deadline, bint* looked) except -1:
+    """Until refs[i] is sealed, sleeping on the last unsealed one; raises early what any of them raised."""
     if timeout is None and spin_until_sealed(r):
         return 0
     cdef Py_ssize_t last = min(n, PyList_GET_SIZE(refs)) - 1
     cdef ObjectRef ref
     cdef Record* t
+    if not looked[0]:  # once per get(): later failures wake us
+        looked[0] = True
+        raise_failed(refs, i)
     while not is_sealed(r.state.load()):
-        while last > i:
-            value = refs[last]
-            if type(value) is ObjectRef and (<ObjectRef>value).epoch == session.epoch:
-                if not is_sealed(session.records[index_of((<ObjectRef>value).handle)].state.load()):
-                    break
-            last -= 1
-        last = max(last, i)
+        last = last_unsealed(refs, i, last)
         ref = <ObjectRef>refs[last]
         if wait_handles(&ref.handle, 1, deadline) == 0:
             if is_sealed(r.state.load()):
                 return 0
             raise timed_out(timeout, i, n)
+        check_ref(ref)
         t = &session.records[index_of(ref.handle)]
-        if not is_sealed(t.state.load()) and not is_sealed(r.state.load()):
-            raise_failed(refs, i, last)
+        if state_of(t.state.load()) != kDone and not is_sealed(r.state.load()):
+            raise_failed(refs, i)
     return 0
 
 
-cdef int raise_failed(list refs, Py_ssize_t first, Py_ssize_t last) except -1:
-    """We were woken although the one we sleep on is not done: did another one fail?"""
+cdef Py_ssize_t last_unsealed(list refs, Py_ssize_t first, Py_ssize_t last) except -1:
+    cdef object value
+    while last > first:
+        value = refs[last]
+        if type(value) is ObjectRef and (<ObjectRef>value).epoch == session.epoch:
+            if not is_sealed(session.records[index_of((<ObjectRef>value).handle)].state.load()):
+                return last
+        last -= 1
+    return first
+
+
+cdef int raise_failed(list refs, Py_ssize_t first) except -1:
+    """Raises the error of the first failed one from refs[first] on, if there is any."""
     cdef Py_ssize_t k
     cdef ObjectRef ref
     cdef Record* r
-    for k in range(first, last):
+    for k in range(first, PyList_GET_SIZE(refs)):
         value = refs[k]
         if type(value) is not ObjectRef:
             continue

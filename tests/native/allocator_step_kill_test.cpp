@@ -86,7 +86,7 @@ struct Fixture {
     for (uint32_t i = 0; greedy && i < 4; ++i) {
       takers.push_back(std::make_unique<ObjectAllocator>());
       takers.back()->attach(segment, kTakers + static_cast<uint32_t>(takers.size()));
-      takers.back()->allocate(2000, make_handle(1u << 20, 1));
+      CHECK(takers.back()->allocate(2000, make_handle(1u << 20, 1)) != 0);
     }
   }
 
@@ -165,16 +165,18 @@ void some_blocks(Fixture& f, ObjectAllocator& a) {
 }
 
 // A slab (and its page region) made on memory full of what looks like heads, used bits and handles.
-void allocate_on_old_data(const char* name, size_t old_bytes, uint8_t fill) {
+void allocate_on_old_data(const char* name, size_t old_bytes, uint8_t fill, uint64_t stride = 1) {
   run(
       name,
       [=](Fixture& f) {
         uint32_t old = f.put(*f.victim, old_bytes);
-        memset(f.segment.at<char>(link(f.segment, old).load(std::memory_order_relaxed)), fill, old_bytes);
+        // every other line: so that used bits and handles are full of it, and remote bits are not
+        for (size_t at = 64; at + 64 <= old_bytes; at += 128)
+          memset(f.segment.at<char>(link(f.segment, old).load(std::memory_order_relaxed) + at), fill, 64);
         f.drop(*f.victim, old);
         f.may_go(f.next);
       },
-      [](Fixture& f) { f.put(*f.victim, 3000); }, {kVictim});
+      [](Fixture& f) { f.put(*f.victim, 3000); }, {kVictim}, stride);
 }
 
 // put: allocate, fill, link. The first of a class makes a slab, perhaps a page region.
@@ -205,7 +207,7 @@ void remote_release(const char* name, size_t bytes, std::vector<uint32_t> order)
   run(
       name,
       [=](Fixture& f) {
-        f.other_lives = true;
+        f.other_lives = order.size() == 1;
         some_blocks(f, *f.other);
         f.keep(f.put(*f.victim, 16));
         f.may_go(f.put(*f.other, bytes));
@@ -225,7 +227,7 @@ void collect() {
         gone.push_back(f.put(*f.victim, kBigBytes));
         for (uint32_t i : gone) f.drop(*f.other, i);
       },
-      [](Fixture& f) { f.victim->collect(); }, {kVictim});
+      [](Fixture& f) { f.victim->collect(); }, {kVictim}, 2);
 }
 
 void collect_beside_an_intent() {
@@ -241,7 +243,7 @@ void collect_beside_an_intent() {
           f.segment.proc(kOther).freeing.store(o, std::memory_order_release);
           f.other_lives = f.finish_release = true;
         },
-        [](Fixture& f) { f.victim->collect(); }, {kVictim});
+        [](Fixture& f) { f.victim->collect(); }, {kVictim}, 2);
 }
 
 void trim() {
@@ -254,7 +256,7 @@ void trim() {
         f.keep(f.put(*f.victim, 40000));
         for (uint32_t i : gone) f.drop(*f.victim, i);
       },
-      [](Fixture& f) { f.victim->trim(0); }, {kVictim});
+      [](Fixture& f) { f.victim->trim(0); }, {kVictim}, 2);
 }
 
 // The recoverer is killed; another recovers the dead one again, and the recoverer: in both orders.
@@ -291,11 +293,11 @@ int main(int argc, char** argv) {
   allocate("allocate, big warm", kBigBytes, true);
   allocate("allocate, big fresh", kBigBytes, false);
   allocate_on_old_data("allocate, slab on old data", 400000, 0xFF);
-  allocate_on_old_data("allocate, page region on old data", kBigBytes, 0x02);
+  allocate_on_old_data("allocate, page region on old data", kBigBytes, 0x02, 5);
   release("release, slab", 100);
   release("release, run", 70000);
   release("release, big", kBigBytes);
-  for (auto order : {std::vector<uint32_t>{kVictim, kOther}, std::vector<uint32_t>{kOther, kVictim}}) {
+  for (auto order : {std::vector<uint32_t>{kVictim}, {kVictim, kOther}, {kOther, kVictim}}) {
     remote_release("remote release, slab", 100, order);
     remote_release("remote release, run", 70000, order);
     remote_release("remote release, big", kBigBytes, order);

@@ -332,6 +332,22 @@ def test_display_of_an_uncaught_error_shows_where_it_was_raised():
     assert "fastray.exceptions.TaskError(CodeError): mod.f (pid=" in text
 
 
+def test_frames_of_fastray_at_the_start_are_left_out():
+    code = compile("def call(f):\n    f()\n", "fastray/_native/worker.pyx", "exec")
+    scope = {}
+    exec(code, scope)
+
+    def users_code():
+        raise CodeError(7, "disk")
+
+    with pytest.raises(CodeError) as caught:
+        scope["call"](users_code)
+    error = caught.value.with_traceback(caught.value.__traceback__.tb_next)
+    text = TaskError.from_exception(error, "f").traceback_str
+    assert "users_code" in text
+    assert "worker.pyx" not in text
+
+
 def test_broken_str_and_notes_do_not_break_the_error():
     class MuteError(Exception):
         def __str__(self):

@@ -1,0 +1,146 @@
+"""What several integration tests need: files as events, programs in processes of their own, the node's
+processes.
+
+Tasks import this module too (conftest.py puts its folder on `sys.path`, which workers inherit).
+
+    gate    a file: who waits for it goes on when it exists
+    tally   a file to which each run of a task appends a line
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+WAIT_S = 30.0  # more than anything here takes on a loaded machine; never reached when all is well
+POLL_S = 0.003
+
+
+def eventually(condition, seconds=WAIT_S):
+    """Polls until `condition()` is true; its value, false when it never was."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value or time.monotonic() > deadline:
+            return value
+        time.sleep(POLL_S)
+
+
+def wait_for_gate(path, seconds=WAIT_S):
+    """Returns when the file exists. Raises TimeoutError."""
+    if not eventually(lambda: os.path.exists(path), seconds):
+        raise TimeoutError(f"{path} was never made")
+
+
+def open_gate(path):
+    """Lets everybody through who waits for `path`."""
+    with open(path, "x"):
+        pass
+
+
+def note(path, text="x"):
+    """Appends a line to a tally: one write, so that several processes may."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, f"{text}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def tally(path):
+    """The lines of a tally."""
+    try:
+        return Path(path).read_text().split()
+    except FileNotFoundError:
+        return []
+
+
+def processes():
+    """Rows of the process table of this process's session (Attachment.processes)."""
+    from fastray.runtime import current_runtime
+
+    return current_runtime().attachment.processes()
+
+
+def worker_pids():
+    """Pids of the workers of the session."""
+    return [row[2] for row in processes() if row[1] == 2]
+
+
+def node_pid():
+    """Pid of the session's node process."""
+    from fastray.runtime import current_runtime
+
+    return current_runtime().node.pid
+
+
+def store_bytes():
+    """Bytes of objects in the store."""
+    from fastray.runtime import current_runtime
+
+    return current_runtime().attachment.store_usage()["object_bytes"]
+
+
+def is_alive(pid):
+    """Whether the process exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(") ")[2][:1] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill_self(number=signal.SIGKILL):
+    """Ends this process by a signal."""
+    os.kill(os.getpid(), number)
+    signal.pause()
+
+
+def program_environment(extra=None):
+    """Environment for a program that imports the same fastray as we."""
+    import fastray
+
+    root = str(Path(fastray.__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+def _command(source, folder, arguments, inline):
+    text = textwrap.dedent(source)
+    if inline:
+        return [sys.executable, "-c", text, *map(str, arguments)]
+    path = Path(folder, "program.py")
+    path.write_text(text)
+    return [sys.executable, str(path), *map(str, arguments)]
+
+
+def run_program(source, folder, *arguments, inline=False, env=None, cwd=None, seconds=WAIT_S, check=True):
+    """Runs a program; CompletedProcess with text output. `inline`: by `python -c`."""
+    done = subprocess.run(
+        _command(source, folder, arguments, inline),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=program_environment(env),
+        cwd=cwd,
+    )
+    if check:
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start_program(source, folder, *arguments, env=None, **options):
+    """Starts a program; Popen with text pipes."""
+    return subprocess.Popen(
+        _command(source, folder, arguments, False),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=program_environment(env),
+        **options,
+    )
