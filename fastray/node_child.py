@@ -31,14 +31,18 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     _signals()
     _oom_score()
     _reseed()
+    setup_error = None
     if environment:
-        _apply(environment)
+        try:
+            _apply(environment)
+        except Exception as error:  # its tasks say so
+            setup_error = error
     import gc
 
     gc.enable()
     from fastray.worker import main
 
-    main(SEGMENT_FD, slot, BELL_FD, control)
+    main(SEGMENT_FD, slot, BELL_FD, control, setup_error)
 
 
 def _streams(stdout: int, stderr: int) -> None:

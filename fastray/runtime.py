@@ -22,6 +22,7 @@ from fastray._native.session import Attachment, create_segment
 from fastray.config import InitOptions, default_object_store_bytes, detect_cpus, detect_gpus, detect_memory_bytes
 from fastray.config import parse_init
 from fastray.options import TaskOptions, to_units
+from fastray.runtime_env import RuntimeEnv, parse_runtime_env
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ class Runtime:
         self._classes: dict[object, int] = {}
         self._totals = attachment.resources()
         self._environments: dict[object, int] = {}
+        self._job_environment: RuntimeEnv | None = None
+        if options is not None and options.runtime_env:
+            self._job_environment = parse_runtime_env(options.runtime_env)
+        elif attachment.own_environment():
+            self._job_environment = RuntimeEnv(
+                _validate=False, **pickle.loads(attachment.function_blob(attachment.own_environment()))
+            )
 
     @classmethod
     def for_worker(cls, attachment: Attachment, control_fd: int) -> Runtime:
@@ -75,7 +83,7 @@ class Runtime:
         if index is None:
             demand = options.demand()
             self._check_feasible(demand, options)
-            environment = self._environment(options.runtime_env) if options.runtime_env else 0
+            environment = self._environment(options)
             index = self._classes[key] = self.attachment.register_class(demand, environment)
         return index
 
@@ -98,7 +106,13 @@ class Runtime:
             "init(num_cpus=..., num_gpus=..., resources={...})."
         )
 
-    def _environment(self, environment: dict[str, object]) -> int:
+    def _environment(self, options: TaskOptions) -> int:
+        """Function-table index of the task's runtime_env over that of the job (in a task: of its parent)."""
+        environment = options.runtime_env
+        if self._job_environment:
+            environment = (environment or RuntimeEnv()).merged_over(self._job_environment)
+        if not environment:
+            return 0
         blob = pickle.dumps(dict(environment))
         index = self._environments.get(blob)
         if index is None:

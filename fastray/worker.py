@@ -57,8 +57,22 @@ def _on_cancel(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
 
-def main(segment_fd: int, slot: int, bell_fd: int, control_fd: int) -> None:
-    """Runs tasks until the node tells this worker to leave, then ends the process."""
+def show_gpus(mask: int) -> None:
+    """The tasks that run from now on see the GPUs in `mask`, by index among those the driver sees."""
+    visible = os.environ.get("FASTRAY_DRIVER_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    os.environ.setdefault("FASTRAY_DRIVER_GPUS", visible)
+    names = [name for name in visible.split(",") if name]
+    chosen = [names[i] if i < len(names) else str(i) for i in range(32) if mask >> i & 1]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+
+
+def main(
+    segment_fd: int, slot: int, bell_fd: int, control_fd: int, setup_error: Exception | None = None
+) -> None:
+    """Runs tasks until the node tells this worker to leave, then ends the process.
+
+    With `setup_error` (its runtime_env failed) every task fails with RuntimeEnvSetupError.
+    """
     global _runtime
     from fastray.logs import install_task_streams
     from fastray.runtime import Runtime
@@ -67,6 +81,10 @@ def main(segment_fd: int, slot: int, bell_fd: int, control_fd: int) -> None:
     attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
     _runtime = Runtime.for_worker(attachment, control_fd)
     install_task_streams(native.current_task_name)
+    if setup_error is not None:
+        from fastray.exceptions import RuntimeEnvSetupError
+
+        native.refuse_tasks(RuntimeEnvSetupError(f"the runtime_env of this task failed: {setup_error}"))
     gc.unfreeze()
     try:
         native.run()

@@ -37,6 +37,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
     enum FunctionFlag:
         kRetryExceptions, kStreaming, kBlobIsRuntimeEnv
     State state_of(uint64_t w)
+    uint32_t kEntryUsed
+    uint32_t entry_writing(uint32_t slot)
 
     cdef cppclass Atomic32 "std::atomic<uint32_t>":
         uint32_t load()
@@ -94,11 +96,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 blocked
         uint32_t depth
         Atomic32 futex
+    cdef cppclass ProcSet:
+        pass
     cdef cppclass Class:
         Atomic32 state
         uint32_t runtime_env
         uint64_t demand[16]
         Atomic32 leases
+        ProcSet sleeping
     cdef cppclass Function:
         Atomic32 state
         uint32_t flags
@@ -148,6 +153,9 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Class& cls(uint32_t c)
         Function& function(uint32_t f)
         T* at[T](Offset offset)
+
+cdef extern from "proc_set.h" namespace "fastray::proc_set" nogil:
+    void proc_set_add "fastray::proc_set::add"(ProcSet& s, uint32_t slot)
 
 cdef extern from "object_allocator.h" namespace "fastray" nogil:
     cdef struct AllocatorUsage "fastray::ObjectAllocator::Usage":
@@ -206,6 +214,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         cbool seal_promise(Handle h, State state, uint64_t flags)
         void end_task()
         cbool retry(Handle h)
+        void notify_again(Handle h)
         cbool cancel(Handle h, int* running)
         void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)
         uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t n)

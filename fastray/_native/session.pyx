@@ -20,26 +20,30 @@ from fastray._native.cpp cimport (
     Record,
     Segment,
     SegmentLimits,
+    entry_writing,
     index_of,
     is_sealed,
     kBlockBlob,
     kClassesMax,
+    kEntryUsed,
     kFunctionsMax,
     kPromise,
     kResourcesMax,
     make_handle,
     membarrier_register,
+    proc_set_add,
     random_u64,
     state_of,
 )
 from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, make_held_ref, session
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 UNIT = 10000  # resources are counted in 1/10000 of a unit
 
 cdef enum:
     EMPTY = 0
-    WRITING = 1
-    IN_USE = 2
 
 
 cdef int check(string problem) except -1:
@@ -201,25 +205,24 @@ cdef class Attachment:
         names = list(self.resources())
         wanted = [demand.get(name, 0) for name in names]
         wanted += [0] * (<int>kResourcesMax - len(wanted))
-        cdef uint32_t c, i, expected
+        cdef uint32_t c, i, expected, used
         cdef Class* cls
         for c in range(kClassesMax):
             cls = &self.segment.cls(c)
-            while cls.state.load() == WRITING:
-                pass  # a few stores by a live process; the reaper resets a dead one's
-            if cls.state.load() == EMPTY:
-                expected = EMPTY
-                if cls.state.compare_exchange_strong(expected, WRITING):
-                    cls.runtime_env = runtime_env
-                    for i in range(kResourcesMax):
-                        cls.demand[i] = wanted[i]
-                    cls.state.store(IN_USE)
-                    if header.classes_used.load() < c + 1:
-                        header.classes_used.store(c + 1)
-                    self.process.ring_bell()
-                    return c
-                while cls.state.load() == WRITING:
+            expected = EMPTY
+            if cls.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
+                cls.runtime_env = runtime_env
+                for i in range(kResourcesMax):
+                    cls.demand[i] = wanted[i]
+                proc_set_add(cls.sleeping, 0)  # the node: nobody has a lease on it yet
+                cls.state.store(kEntryUsed)
+                used = header.classes_used.load()
+                while used < c + 1 and not header.classes_used.compare_exchange_strong(used, c + 1):
                     pass
+                self.process.ring_bell()
+                return c
+            while cls.state.load() & 0xFF == 1:
+                sched_yield()  # a few stores by a live process; the reaper resets a dead one's
             if cls.runtime_env == runtime_env and all(cls.demand[i] == wanted[i] for i in range(kResourcesMax)):
                 return c
         from fastray.exceptions import FunctionTableFullError
@@ -236,7 +239,7 @@ cdef class Attachment:
         cdef Function* entry
         for f in range(1, header.functions_used.load()):
             entry = &self.segment.function(f)
-            if entry.state.load() == IN_USE and entry.hash[0] == low and entry.hash[1] == high:
+            if entry.state.load() == kEntryUsed and entry.hash[0] == low and entry.hash[1] == high:
                 return f
         while True:
             f = header.functions_used.fetch_add(1)
@@ -246,8 +249,7 @@ cdef class Attachment:
                 raise FunctionTableFullError(f"more than {kFunctionsMax} different functions were exported")
             entry = &self.segment.function(f)
             expected = EMPTY
-            entry.writer = <uint16_t>self.process.slot()
-            if entry.state.compare_exchange_strong(expected, WRITING):
+            if entry.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
                 break
         self.fill_function(entry, f, blob, low, high, name)
         entry.flags = flags
@@ -255,7 +257,7 @@ cdef class Attachment:
         entry.returns = returns
         entry.max_calls = max_calls
         entry.cls = cls
-        entry.state.store(IN_USE)
+        entry.state.store(kEntryUsed)
         return f
 
     cdef int fill_function(self, Function* entry, uint32_t f, bytes blob, uint64_t low, uint64_t high,
@@ -278,7 +280,7 @@ cdef class Attachment:
     def function_blob(self, uint32_t f):
         """The bytes registered as function `f` (or runtime_env `f`)."""
         cdef Function* entry = &self.segment.function(f)
-        if f == 0 or f >= kFunctionsMax or entry.state.load() != IN_USE:
+        if f == 0 or f >= kFunctionsMax or entry.state.load() != kEntryUsed:
             raise KeyError(f"function table has no entry {f}")
         return (<const char*>(self.segment.base() + entry.blob))[:entry.blob_bytes]
 

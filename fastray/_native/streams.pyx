@@ -20,6 +20,7 @@ from fastray._native.cpp cimport (
     is_sealed,
     kDone,
     kErrorUser,
+    kFlagCancel,
     kFailed,
     kFlagDetached,
     kFlagShared,
@@ -214,7 +215,7 @@ cdef int wait_for_room(Record* t, Stream* s) except -1:
     s.producer_sleeps.store(session.slot + 1)
     try:
         while s.produced.load() - s.consumed.load() >= s.ahead_max:
-            if t.state.load() & kFlagDetached:
+            if t.state.load() & (kFlagDetached | kFlagCancel):
                 return 0
             with nogil:
                 session.process.sleep_on(&none, 0, 100000000)

@@ -21,6 +21,7 @@ from fastray._native.cpp cimport (
     Wake,
     gen_of,
     index_of,
+    is_sealed,
     ErrorCode,
     kArgsInHeap,
     kDone,
@@ -65,6 +66,8 @@ cdef list loaded = []        # by index in the function table
 cdef bint leaving = False
 cdef Handle current = 0
 cdef str current_name = ""
+cdef uint32_t gpus = 0       # bit mask of the GPUs the tasks here see
+cdef object broken = None
 
 
 def forget_functions():
@@ -96,6 +99,21 @@ def leave():
     """The loop ends after the running task (max_calls, tests)."""
     global leaving
     leaving = True
+
+
+cdef int use_gpus() except -1:
+    """The lease brought other GPUs: CUDA_VISIBLE_DEVICES says which."""
+    global gpus
+    from fastray.worker import show_gpus
+    gpus = session.process.self().gpus
+    show_gpus(gpus)
+    return 0
+
+
+def refuse_tasks(error):
+    """This worker cannot work (its runtime_env failed): every task it claims fails with `error`."""
+    global broken
+    broken = error
 
 
 cdef Loaded load(uint32_t index):
@@ -174,6 +192,10 @@ cdef int execute(Handle h) except -1:
         if f is None:
             f = load(r.function)
         p.spread(f.ticks)
+        if p.self().gpus != gpus:
+            use_gpus()
+        if broken is not None:
+            raise broken
         current = h
         current_name = f.name
         session.parent = index_of(h)
@@ -320,6 +342,9 @@ cdef int seal_returns(Handle h, Record* r, Loaded f, object result) except -1:
     for i in range(f.returns):
         p = &session.records[index_of(promises[i])]
         if word_gen(p.state.load()) != gen_of(promises[i]):
+            continue  # dropped by its owner
+        if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
+            session.process.notify_again(promises[i])
             continue
         flags = write_value(promises[i], p, values[i], True)
         session.process.seal_promise(promises[i], kDone, flags)

@@ -80,10 +80,12 @@ def node_pid():
 
 
 def store_bytes():
-    """Bytes of objects in the store."""
+    """Bytes of objects in the store, once this process has let go of what others no longer borrow."""
     from fastray.runtime import current_runtime
 
-    return current_runtime().attachment.store_usage()["object_bytes"]
+    attachment = current_runtime().attachment
+    attachment.counters()
+    return attachment.store_usage()["object_bytes"]
 
 
 def is_alive(pid):

@@ -13,9 +13,6 @@ from integration_helpers import eventually, is_alive, kill_self, store_bytes
 
 GET_S = 30
 MB = 2**20
-KEPT: dict[str, object] = {}  # in a worker: what tasks keep after their end
-
-pytestmark = pytest.mark.usefixtures("fresh_node")
 
 
 def big():
@@ -60,20 +57,21 @@ def forget(name):
     integration_keeper.kept.pop(name, None)
 
 
-@pytest.fixture
-def one_worker():
-    """A session in which every task runs in the same worker."""
-    fastray.shutdown()
-    fastray.init(num_cpus=1)
-
-
 @pytest.fixture(autouse=True)
-def keeper(tmp_path, monkeypatch):
-    """A module whose dictionary `kept` lives in each worker."""
+def session(tmp_path, monkeypatch):
+    """A session of its own for each test, whose workers find a module with a dictionary `kept`."""
     (tmp_path / "integration_keeper.py").write_text("kept = {}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    fastray.shutdown()
     fastray.init(num_cpus=2)
+    yield
+    fastray.shutdown()
+
+
+@pytest.fixture
+def one_worker(session):
+    """The same with one worker: every task runs in it."""
+    fastray.shutdown()
+    fastray.init(num_cpus=1)
 
 
 def test_a_reference_passed_in_and_returned_names_the_same_object():

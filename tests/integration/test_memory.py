@@ -150,7 +150,7 @@ def test_several_returns_are_freed_each_on_its_own(base):
     fastray.wait(refs, num_returns=4, timeout=GET_S)
     del refs[1:]
     gc.collect()
-    assert eventually(lambda: store_bytes() < base + 3 * MB)
+    assert eventually(lambda: store_bytes() < base + 3 * MB, 2)
     assert fastray.get(refs[0]).sum() == 2 * MB
     del refs
     assert freed(base)
