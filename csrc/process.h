@@ -137,6 +137,13 @@ class Process {
     if ((w & (kFlagAwaited | kFlagEdges)) != 0 || state == kFailed) [[unlikely]] after_seal(r, h, w);
     return true;
   }
+  // Nesting depth of the task that starts: what it submits comes before shallower tasks.
+  void set_depth(uint32_t depth) {
+    if (self_->depth == depth) return;
+    self_->depth = depth;
+    for (auto& q : producers_)
+      if (q != nullptr) q->queue().depth.store(depth + 1, std::memory_order_relaxed);
+  }
   // The claim is over: the reaper has nothing to look after.
   void end_task() { self_->claim.store(0, std::memory_order_release); }
   // Seals a promise or item of ours or of the task we run (kPromised -> sealed).

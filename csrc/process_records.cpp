@@ -185,7 +185,11 @@ void Process::drop_generic(Handle h) {
   }
   uint64_t w = r.state.load(std::memory_order_acquire);
   if (word_gen(w) != gen_of(h) || r.owner != slot_) return;  // lineage that was cut, or adopted elsewhere
-  if ((w & kFlagShared) && --r.pins > 0) return;
+  if ((w & kFlagShared) && --r.pins > 0) {
+    // only lineage may hold it now: a big one is worth a look
+    if ((w & kFlagResultHeap) && !lineage_.empty()) sweep_lineage(64);
+    return;
+  }
   free_record(h);
 }
 
@@ -219,7 +223,7 @@ void Process::free_record(Handle first) {
     }
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
-    while (!is_sealed(w)) {
+    while (!is_sealed(w) && !(w & kFlagBorrowed)) {  // a borrower still wants the result
       if (r.state.compare_exchange_weak(w, w | kFlagDetached, std::memory_order_acq_rel)) break;
     }
     if (!is_sealed(w) || is_walked(w) || (w & kFlagBorrowed)) {  // kept: hold() must find a count of 0
@@ -282,7 +286,8 @@ void Process::release_blocks(Record& r, uint64_t w) {
   if (w & kFlagArgHeap) unlink(kFlagArgHeap | kFlagRefs, r.args_heap.offset);
   if (w & kFlagResultHeap) {
     Offset block = r.result_heap.offset;
-    bool big = view_payload(segment_, block).header->total_bytes >= kWakeBytes;
+    // refs: the maker's ledger holds what the result names
+    bool big = (w & kFlagRefs) || view_payload(segment_, block).header->total_bytes >= kWakeBytes;
     uint32_t holder = ObjectAllocator::holder(segment_, block);
     unlink(kFlagResultHeap | kFlagRefs, block);
     if (big && holder != slot_) wake_process(segment_, holder);  // it takes its memory back even when idle

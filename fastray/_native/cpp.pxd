@@ -213,6 +213,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         cbool seal(Handle h, State state, uint64_t flags)
         cbool seal_promise(Handle h, State state, uint64_t flags)
         void end_task()
+        void set_depth(uint32_t depth)
         cbool retry(Handle h)
         void notify_again(Handle h)
         cbool cancel(Handle h, int* running)

@@ -200,6 +200,7 @@ cdef int execute(Handle h) except -1:
         current_name = f.name
         session.parent = index_of(h)
         session.depth = r.depth + 1
+        p.set_depth(r.depth + 1)
         started = ticks()
         result = call(h, r, f)
         finish(h, r, f, result)

@@ -1,7 +1,7 @@
 """Workers are killed at random while tasks run: every result is right, nothing hangs, nothing is left behind.
 
-200,000 tasks in the suite; `FASTRAY_CRASH_TASKS=1000000` (or any number) for more. `FASTRAY_CRASH_SEED` replays
-the killer's choices (not the moments at which the processes are).
+200,000 tasks in the suite; `FASTRAY_CRASH_TASKS=1000000` (or any number) for more. `FASTRAY_CRASH_SEED`
+replays the killer's choices (not the moments at which the processes are).
 
     tally   4 bytes of a shared file per task, counted up at each start of it
 """
@@ -16,8 +16,9 @@ import threading
 import time
 from pathlib import Path
 
-import fastray
 import pytest
+
+import fastray
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
@@ -155,7 +156,9 @@ def test_nested_tasks_survive_the_killer():
     with Killer() as killer:
         end = time.monotonic() + 3
         while time.monotonic() < end:
-            assert fastray.get([root.remote(i) for i in range(20)], timeout=GET_S) == [i + 1 for i in range(20)]
+            assert fastray.get([root.remote(i) for i in range(20)], timeout=GET_S) == [
+                i + 1 for i in range(20)
+            ]
     assert killer.kills > 5
 
 

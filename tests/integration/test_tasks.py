@@ -8,9 +8,10 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
-import fastray
 import numpy as np
 import pytest
+
+import fastray
 
 GET_S = 30
 
@@ -119,7 +120,9 @@ def test_numpy_scalars_stay_numpy_scalars():
         assert type(back) is type(value)
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u2", "?", "c16", "S5", "U3", "M8[ns]", [("a", "i4"), ("b", "f8")]])
+@pytest.mark.parametrize(
+    "dtype", ["f8", "f4", "i1", "u2", "?", "c16", "S5", "U3", "M8[ns]", [("a", "i4"), ("b", "f8")]]
+)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (100, 30)])
 def test_arrays_of_any_kind_and_size_arrive(dtype, shape):
     array = np.zeros(shape, dtype)
