@@ -44,6 +44,15 @@ struct PayloadView {
   uint8_t* buffer(uint32_t i) const;  // walks the table
 };
 
+// Spinning pays when the one waited for runs meanwhile on another CPU, and is pure loss when it needs this
+// one. So everybody notes the CPU it runs on, and spins longer than a wake-up takes, or not at all.
+inline constexpr uint32_t kWorkSpinUs = 60;
+inline constexpr uint32_t kResultSpinUs = 40;
+// After waking a sleeper: it may have been put on this very CPU, which only failure tells. Each failure halves
+// the time, a success restores it, and every 16th try finds out whether times changed.
+inline constexpr uint32_t kProbeEvery = 16;
+inline constexpr uint32_t kNeighboursMax = 32;  // processes looked at before spinning
+
 class Process {
  public:
   // Takes a process slot (or uses the one given) and becomes alive in it.
@@ -150,6 +159,10 @@ class Process {
   bool seal_promise(Handle h, State state, uint64_t flags);
   // Claimed by us -> ready again with one attempt more (a retry of a user exception).
   bool retry(Handle h);
+  // True when no process that is at work shares our CPU: the record may be sealed while we spin.
+  bool may_spin() const;
+  // Spins until h is sealed, for a few microseconds; false: sleep instead.
+  bool spin_until_sealed(Handle h);
   // Makes sure everything that waits on a sealed record knows: used by the reaper after a death.
   void notify_again(Handle h);
   // Not started yet: sealed as cancelled, true. Running: marked, and the worker's slot in *running.
@@ -177,8 +190,8 @@ class Process {
   void ring_bell();
 
   // ---- leases (worker) -------------------------------------------------------------------------
-  // Next task, spinning at most spin_us; 0 when there was none.
-  Handle poll_for_work(uint32_t spin_us);
+  // Next task, spinning for a while (not at all when `spin` is off); 0 when there was none.
+  Handle poll_for_work(bool spin);
   // After a claim: wakes another worker when the backlog will outlast `estimate_ticks` a task.
   void spread(uint64_t estimate_ticks);
   // Sleeps until there may be work, the lease changes or we must exit. GIL released.
@@ -273,6 +286,10 @@ class Process {
   uint32_t sources_class_ = 0;
   uint32_t claims_ = 0;
   bool polling_ = false;
+  uint32_t last_owner_ = 0;
+  bool woke_ = false;  // a worker had to be woken for what we wait for
+  uint32_t woke_spin_us_ = kResultSpinUs;
+  uint32_t woke_tries_ = 0;
   uint64_t spread_at_ticks_ = 0;
 };
 

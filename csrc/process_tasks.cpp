@@ -186,6 +186,7 @@ Handle Process::claim_next() {
     if (best == nullptr) return 0;
     Handle h = task_queue::claim(segment_, *best, slot_, *self_);
     if (h == 0) continue;
+    last_owner_ = segment_.record(h).owner;
     self_->heartbeat.store(self_->heartbeat.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     return h;
   }

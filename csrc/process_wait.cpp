@@ -9,6 +9,8 @@
 #include <limits.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "process.h"
 
 namespace fastray {
@@ -32,6 +34,7 @@ void Process::wake_one(Class& c) {
   int slot = proc_set::take_any(c.sleeping);
   if (slot < 0) return;
   if (slot == 0) return ring_bell();  // slot 0 is the node: the class has no worker at all
+  woke_ = true;
   proc_set::add(c.polling, static_cast<uint32_t>(slot));
   wake_process(segment_, static_cast<uint32_t>(slot));
   if (segment_.header().dormant.load(std::memory_order_relaxed) != 0) ring_bell();
@@ -79,6 +82,45 @@ void Process::spread(uint64_t estimate_ticks) {
   if (static_cast<double>(now - spread_at_ticks_) < limit) return;
   spread_at_ticks_ = now;
   wake_one(c);
+}
+
+// ---- spinning --------------------------------------------------------------------------------------
+
+bool Process::may_spin() const {
+  uint32_t cpu = static_cast<uint32_t>(os::current_cpu()) + 1;
+  self_->cpu.store(cpu, std::memory_order_relaxed);
+  uint32_t slots = segment_.header().procs_used.load(std::memory_order_relaxed);
+  for (uint32_t slot = 1; slot < slots && slot < kNeighboursMax; ++slot) {
+    const Proc& p = segment_.proc(slot);
+    if (slot != slot_ && p.cpu.load(std::memory_order_relaxed) == cpu &&
+        p.claim.load(std::memory_order_relaxed) != 0)
+      return false;
+  }
+  return true;
+}
+
+bool Process::spin_until_sealed(Handle h) {
+  bool woke = woke_;
+  woke_ = false;
+  uint32_t spin_us = kResultSpinUs;
+  if (woke) spin_us = woke_spin_us_ != 0 || ++woke_tries_ % kProbeEvery == 0 ? std::max(woke_spin_us_, 8u) : 0;
+  uint64_t step = static_cast<uint64_t>(2 * os::ticks_per_us());
+  uint64_t now = os::ticks(), end = now + spin_us / 2 * step, look = now + step;
+  while (now < end) {
+    for (int i = 0; i < 8; ++i) {
+      if (sealed(h)) {
+        if (woke) woke_spin_us_ = kResultSpinUs;
+        return true;
+      }
+      os::pause();
+    }
+    now = os::ticks();
+    if (now < look) continue;
+    if (!may_spin()) break;
+    look = now + step;
+  }
+  if (woke) woke_spin_us_ /= 2;
+  return false;
 }
 
 // ---- waiting for records ---------------------------------------------------------------------------
@@ -135,7 +177,7 @@ Wake Process::sleep_on(const Handle* handles, size_t n, int64_t timeout_ns) {
 
 // ---- waiting for work ------------------------------------------------------------------------------
 
-Handle Process::poll_for_work(uint32_t spin_us) {
+Handle Process::poll_for_work(bool spin) {
   Handle h = claim_next();
   uint32_t lease = self_->lease.load(std::memory_order_relaxed);
   if (lease == 0) {
@@ -146,11 +188,15 @@ Handle Process::poll_for_work(uint32_t spin_us) {
   if (h == 0) {
     if (!polling_) proc_set::add(c.polling, slot_);
     polling_ = true;
+    uint32_t cpu = static_cast<uint32_t>(os::current_cpu()) + 1;
+    self_->cpu.store(cpu, std::memory_order_relaxed);
+    bool together = segment_.proc(last_owner_).cpu.load(std::memory_order_relaxed) == cpu;
+    uint32_t spin_us = spin && !together ? kWorkSpinUs : 0;
     uint64_t end = os::ticks() + static_cast<uint64_t>(spin_us * os::ticks_per_us());
-    do {
+    while (h == 0 && os::ticks() < end && self_->revoke.load(std::memory_order_relaxed) == 0) {
       for (int i = 0; i < 4; ++i) os::pause();
       h = claim_next();
-    } while (h == 0 && os::ticks() < end && self_->revoke.load(std::memory_order_relaxed) == 0);
+    }
   }
   if (h != 0 && polling_) {
     proc_set::take(c.polling, slot_);

@@ -226,7 +226,8 @@ struct alignas(kCacheLine) Proc {
   uint32_t depth;                                   // nesting depth of the running task
   std::atomic<uint64_t> freeing;                    // payload offset on its way to another arena
   std::atomic<uint64_t> acting;                     // handle of a record it cancels or returns
-  uint64_t pad1[2];
+  std::atomic<uint32_t> cpu;                        // CPU + 1 it ran on last: a hint for spinning
+  uint32_t pad1[3];
   // written by everyone: wake-ups
   alignas(kCacheLine) std::atomic<uint32_t> futex;
   std::atomic<uint32_t> sleepers;       // threads in futex_wait

@@ -222,11 +222,12 @@ cdef extern from "process.h" namespace "fastray" nogil:
         @staticmethod
         const Handle* promise_handles(const Segment& segment, const Record& r)
         cbool sealed(Handle h)
+        cbool spin_until_sealed(Handle h)
         cbool mark_awaited(const Handle* handles, size_t n)
         Wake sleep_on(const Handle* handles, size_t n, int64_t timeout_ns)
         void nudge()
         void ring_bell()
-        Handle poll_for_work(uint32_t spin_us)
+        Handle poll_for_work(cbool spin)
         void spread(uint64_t estimate_ticks)
         Wake sleep_for_work(int64_t timeout_ns)
         cbool lease_is_over()

@@ -35,7 +35,7 @@ from fastray._native.object_ref cimport ObjectRef, check_attached, check_ref, se
 from fastray._native.values cimport read_value, read_value_writable
 
 cdef enum:
-    SPIN_US = 8              # get: longer than a round trip through an awake worker, shorter than a wake-up
+    SPIN_US = 8              # wait: a short look at the first few
     CHECK_NS = 500000000     # how often a sleeper looks whether the node still lives
 
 
@@ -84,20 +84,6 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
             process.nudge()
 
 
-cdef inline bint spin_until_sealed(Record* r) noexcept:
-    cdef uint64_t end = 0
-    cdef int i
-    while True:
-        for i in range(16):
-            if is_sealed(r.state.load()):
-                return True
-            pause()
-        if end == 0:
-            end = ticks() + <uint64_t>(SPIN_US * ticks_per_us())
-        elif ticks() > end:
-            return False
-
-
 cdef object timed_out(object timeout, Py_ssize_t done, Py_ssize_t total):
     from fastray.exceptions import GetTimeoutError
     return GetTimeoutError(f"get() timed out after {timeout} s: {done} of {total} objects were ready")
@@ -107,7 +93,7 @@ cdef object get_one(ObjectRef ref, object timeout, bint writable):
     check_ref(ref)
     cdef Record* r = &session.records[index_of(ref.handle)]
     cdef int64_t deadline
-    if not is_sealed(r.state.load()) and not (timeout is None and spin_until_sealed(r)):
+    if not is_sealed(r.state.load()) and not (timeout is None and session.process.spin_until_sealed(ref.handle)):
         deadline = deadline_of(timeout)
         while not is_sealed(r.state.load()):
             if wait_handles(&ref.handle, 1, deadline) == 0:
@@ -184,10 +170,10 @@ cdef list get_list(list refs, object timeout, bint writable):
 cdef int wait_for_element(list refs, Py_ssize_t i, Py_ssize_t n, Record* r, object timeout,
                           int64_t deadline, bint* looked) except -1:
     """Until refs[i] is sealed, sleeping on the last unsealed one; raises early what any of them raised."""
-    if timeout is None and spin_until_sealed(r):
-        return 0
     cdef Py_ssize_t last = min(n, PyList_GET_SIZE(refs)) - 1
-    cdef ObjectRef ref
+    cdef ObjectRef ref = <ObjectRef>refs[i]
+    if timeout is None and session.process.spin_until_sealed(ref.handle):
+        return 0
     cdef Record* t
     if not looked[0]:  # once per get(): later failures wake us
         looked[0] = True

@@ -46,7 +46,6 @@ cdef extern from "Python.h":
     PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargs, PyObject* kwnames)
 
 cdef enum:
-    SPIN_US = 15       # without work: spin that long, then sleep
     STACK_SLOTS = 16   # calls with more arguments take their slots from the heap
 
 
@@ -133,7 +132,7 @@ def run():
     cdef Process* p = session.process
     cdef Handle h
     while not leaving:
-        h = p.poll_for_work(SPIN_US)
+        h = p.poll_for_work(True)
         if h != 0:
             execute(h)
             if p.self().revoke.load():
@@ -165,7 +164,7 @@ def run_ready():
     cdef uint32_t parent = session.parent, depth = session.depth, c = 0
     while c < p.segment().header().classes_used.load():
         p.self().lease.store(c + 1)
-        h = p.poll_for_work(0)
+        h = p.poll_for_work(False)
         if h == 0:
             c += 1
             continue
