@@ -115,7 +115,7 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction:
         raise TypeError(f"{target!r} is a remote function already")
     if isinstance(target, type):
         raise TypeError(f"@remote on classes (actors) is not in this release: {target.__name__}")
-    if not callable(target) or not hasattr(target, "__name__"):
+    if not callable(target) or not hasattr(target, "__name__") or isinstance(target, type(len)):
         raise TypeError(f"@remote is for functions, got {type(target).__name__}")
     return remote_function(target, options)
 
@@ -124,7 +124,7 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
     """Cancels the task that makes `ref`: not started, it never runs; running, KeyboardInterrupt is raised in it
     (`force`: its worker is killed). `get` raises TaskCancelledError. A finished task is left alone.
 
-    Raises TypeError when `ref` is no reference; ValueError for an object made by `put`.
+    Raises TypeError when `ref` is no reference.
     """
     if isinstance(ref, ObjectRefGenerator):
         ref = ref.completed()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from fastray._native.object_ref import ObjectRef
 
+NEVER = 1 << 30
+CO_VARARGS = 0x04
 CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200  # see inspect; it costs 15 ms to import
 FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_RUNTIME_ENV = 1, 2, 4
 
@@ -50,6 +52,7 @@ class RemoteFunction(TaskFunction):
         self.__module__ = getattr(function, "__module__", "__main__")
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
+        self._takes(*_positional_arguments(function))
 
     def __call__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
@@ -95,6 +98,19 @@ class RemoteFunction(TaskFunction):
 
         return fused_map(self, iterable, timeout)
 
+    def _check_call(self, nargs: int, names: tuple[str, ...]) -> None:
+        """Raises TypeError, as a plain call would, when the function does not take such arguments."""
+        import inspect
+
+        try:
+            signature = inspect.signature(self._function)
+        except (TypeError, ValueError):  # a function that does not say what it takes
+            return
+        try:
+            signature.bind(*[None] * nargs, **dict.fromkeys(names))
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}() {error}") from None
+
     # ---- export -----------------------------------------------------------------------------------
 
     def _pickled(self) -> tuple[bytes, list[ObjectRef[Any]]]:
@@ -138,6 +154,20 @@ def _code_flags(function: object) -> int:
         function = function.func
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return int(getattr(code, "co_flags", 0))
+
+
+def _positional_arguments(function: object) -> tuple[int, int]:
+    """(least, most) number of arguments of a call without keywords; most is -1 for any number."""
+    code = getattr(function, "__code__", None)
+    if code is None or not hasattr(function, "__globals__") or hasattr(function, "__wrapped__"):
+        return 0, -1  # not a plain function: it is found out when it runs
+    kinds = code.co_flags
+    defaults = getattr(function, "__defaults__", None) or ()
+    most = -1 if kinds & CO_VARARGS else code.co_argcount
+    missing = code.co_kwonlyargcount - len(getattr(function, "__kwdefaults__", None) or {})
+    if missing > 0:  # it needs keywords: every call without is checked, and refused
+        return NEVER, -1
+    return code.co_argcount - len(defaults), most
 
 
 def remote_function(function: Callable[..., Any], given: dict[str, object]) -> RemoteFunction:

@@ -9,4 +9,5 @@ cdef class TaskFunction:
     cdef uint16_t returns    # number of return values
     cdef bint streaming
     cdef uint32_t ahead_max  # stream: items made but not taken, at most
-    cdef object _cold        # called when `epoch` is not the session's: exports the function
+    cdef int args_min, args_max  # positional arguments a call without keywords may have; args_max -1: any number
+    cdef set shapes              # (number, keyword names) of calls that were checked and fit

@@ -69,6 +69,10 @@ cdef extern from *:
     int fastray_add_remote(object type, void* function) except -1
 
 
+cdef enum:
+    SHAPES_MAX = 1024
+
+
 cdef object table_full():
     from fastray.exceptions import TooManyTasksError
     return TooManyTasksError(
@@ -93,6 +97,14 @@ cdef class TaskFunction:
 
     def __cinit__(self):
         self.epoch = 0
+        self.args_min = 0
+        self.args_max = -1
+        self.shapes = set()
+
+    def _takes(self, int args_min, int args_max):
+        """How many positional arguments a call without keywords has; args_max -1: any number."""
+        self.args_min = args_min
+        self.args_max = args_max
 
     def _exported(self, uint32_t function, uint16_t cls, uint16_t returns, bint streaming, uint32_t ahead_max):
         """From now on, in this session, calls use function-table entry `function`."""
@@ -112,6 +124,16 @@ cdef int prepare(TaskFunction self) except -1:
     return 0
 
 
+cdef int check_shape(TaskFunction f, Py_ssize_t nargs, PyObject* kwnames) except -1:
+    """Raises TypeError when the function cannot be called so; remembers what fits."""
+    shape = (nargs, <object>kwnames if kwnames != NULL else ())
+    if shape not in f.shapes:
+        f._check_call(nargs, shape[1])
+        if len(f.shapes) < SHAPES_MAX:
+            f.shapes.add(shape)
+    return 0
+
+
 cdef PyObject* remote_fastcall(PyObject* self, PyObject** args, Py_ssize_t nargs, PyObject* kwnames) except NULL:
     cdef TaskFunction f = <TaskFunction>self
     cdef Record* r
@@ -120,6 +142,8 @@ cdef PyObject* remote_fastcall(PyObject* self, PyObject** args, Py_ssize_t nargs
     cdef ObjectRef ref
     if f.epoch != session.epoch or session.process == NULL:
         prepare(f)
+    if kwnames != NULL or nargs < f.args_min or (f.args_max >= 0 and nargs > f.args_max):
+        check_shape(f, nargs, kwnames)
     if f.returns != 1 or f.streaming:
         return new_reference(submit_generic(f, args, nargs, kwnames))
     r = session.process.allocate_record()

@@ -256,7 +256,7 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
         return store_full(int.from_bytes(rest[:8], "little"))
     if code == kErrorOwnerDied:
         return exceptions.OwnerDiedError()
-    return exceptions.FastraySystemError(rest.decode("utf-8", "replace"))
+    return exceptions.RuntimeSystemError(rest.decode("utf-8", "replace"))
 
 
 cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):

@@ -44,7 +44,7 @@ cdef int64_t deadline_of(object timeout) except? -2:
         return -1
     cdef double seconds = timeout
     if seconds < 0:
-        raise ValueError(f"timeout must not be negative, got {timeout}")
+        return -1
     return now_ns() + <int64_t>(min(seconds, 1e9) * 1e9)
 
 
@@ -109,25 +109,27 @@ def get(refs, *, timeout=None, bint writable=False):
 
     Args:
         refs: an ObjectRef or a list of them.
-        timeout: seconds; None waits for ever, 0 only looks.
+        timeout: seconds; None (or a negative number, as in Ray) waits for ever, 0 only looks.
         writable: arrays in the values are private, writable copies instead of read-only views.
 
     Raises:
         TaskError: the task raised; also an instance of the exception's own class.
         GetTimeoutError: not ready within `timeout` seconds.
         WorkerCrashedError, TaskCancelledError, ObjectLostError: as named.
-        ValueError: `refs` is no ObjectRef and no list of them.
+        ValueError: `refs` is no ObjectRef and no list; TypeError: an element is no ObjectRef.
     """
     check_attached()
     if type(refs) is ObjectRef:
         return get_one(<ObjectRef>refs, timeout, writable)
     if type(refs) is not list:
+        if hasattr(refs, "next_ready"):  # a stream: its references are there as they are made
+            return refs
         refs = as_list(refs)
     return get_list(<list>refs, timeout, writable)
 
 
 cdef list as_list(object refs):
-    if isinstance(refs, (list, tuple)):
+    if isinstance(refs, list):
         return list(refs)
     raise ValueError(f"get() takes an ObjectRef or a list of ObjectRefs, got {type(refs).__name__}: {refs!r:.100}")
 
@@ -147,7 +149,7 @@ cdef list get_list(list refs, object timeout, bint writable):
             raise ValueError("the list of references was changed during get()")
         value = <object>PyList_GET_ITEM(refs, i)
         if type(value) is not ObjectRef:
-            raise ValueError(f"get() takes ObjectRefs: element {i} is a {type(value).__name__}: {value!r:.100}")
+            raise TypeError(f"get() takes ObjectRefs: element {i} is a {type(value).__name__}: {value!r:.100}")
         ref = <ObjectRef>value
         if ref.epoch != session.epoch:
             check_ref(ref)

@@ -14,6 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastray._native.codec cimport count_arguments, decode_call
 from fastray._native.cpp cimport (
+    CrashReport,
     Handle,
     PayloadView,
     Process,
@@ -26,6 +27,7 @@ from fastray._native.cpp cimport (
     kArgsInHeap,
     kDone,
     kErrorCancelled,
+    kErrorCrashed,
     kErrorUser,
     kFailed,
     kFlagCancel,
@@ -380,15 +382,29 @@ cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
         p.seal(h, kFailed, p.write_failure(r[0], h, <ErrorCode>(<uint8_t>dumped[0]),
                                            <const char*>dumped + 1, len(dumped) - 1))
         return 0
-    if cancelled and isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         p.seal(h, kFailed, p.write_failure(r[0], h, kErrorCancelled, NULL, 0))
         return 0
+    if isinstance(error, SystemExit):
+        return exited(h, r, error.code)
     if f is not None and may_retry(f, error) and not cancelled:
         if f.max_retries < 0 or r.attempts < f.max_retries:
             p.retry(h)
             return 0
     dumped = dump(error)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
+    return 0
+
+
+cdef int exited(Handle h, Record* r, object code) except -1:
+    """sys.exit() in a task: it fails as if the worker had left, and then the worker leaves (as in Ray)."""
+    cdef CrashReport report
+    report.pid = session.process.self().pid
+    report.signal = 0
+    report.exit_code = code if isinstance(code, int) else 0 if code is None else 1
+    report.attempts = r.attempts + 1
+    session.process.seal(h, kFailed, session.process.write_failure(r[0], h, kErrorCrashed, &report, sizeof(report)))
+    leave()
     return 0
 
 
