@@ -215,7 +215,8 @@ class Process {
   }
   void recycle_returned(Record& r, Handle h);
   const std::vector<uint32_t>& free_list() const { return free_; }
-  std::vector<Handle> owned_children(uint32_t parent) const;
+  // Unfinished tasks that process `owner` submitted from task `parent` (a record index).
+  std::vector<Handle> children_of(uint32_t owner, uint32_t parent) const;
 
  private:
   friend class Reaper;
@@ -272,6 +273,7 @@ class Process {
   std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
   size_t zombie_at_ = 0;
   std::deque<Handle> kept_;      // finished ones among them that keep small arguments
+  bool sweeping_lineage_ = false;
   std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first
   std::vector<Handle> limbo_;    // ours, dropped, still borrowed by others
   uint32_t limbo_epoch_ = 0;

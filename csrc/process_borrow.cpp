@@ -20,17 +20,19 @@ void Process::clear_entry(const Segment& segment, LedgerEntry& entry) {
   entry.record.store(0, std::memory_order_seq_cst);
   entry.container.store(0, std::memory_order_relaxed);
   owner.release_epoch.fetch_add(1, std::memory_order_seq_cst);
+  // In limbo (a hint: the owner may be writing): an idle owner has to be told that it can be freed now.
+  const Record& r = segment.record(h);
+  if (r.pins == 0 && (r.state.load(std::memory_order_relaxed) & kFlagShared))
+    Process::wake_process(segment, r.owner);
 }
 
 void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it) {
   if (--it->second.count > 0) return;
   uint32_t entry = it->second.entry;
   borrows_.erase(it);
+  (void)h;
   clear_entry(segment_, segment_.ledger(slot_).entries[entry]);
   ledger_free_.push_back(entry);
-  // In limbo (a hint: the owner may be writing): an idle owner has to be told that it can be freed now.
-  const Record& r = segment_.record(h);
-  if (r.pins == 0 && (r.state.load(std::memory_order_relaxed) & kFlagShared)) wake_process(segment_, r.owner);
 }
 
 bool Process::contain(Handle record, Handle container) {

@@ -283,11 +283,12 @@ void Process::release_blocks(Record& r, uint64_t w) {
     auto* list = reinterpret_cast<Returns*>(r.result);
     unlink(kFlagMulti, stream ? s->error : r.ret > Returns::kInline ? list->list : 0);
   }
+  bool refs = w & kFlagRefs;
   if (w & kFlagArgHeap) unlink(kFlagArgHeap | kFlagRefs, r.args_heap.offset);
   if (w & kFlagResultHeap) {
     Offset block = r.result_heap.offset;
     // refs: the maker's ledger holds what the result names
-    bool big = (w & kFlagRefs) || view_payload(segment_, block).header->total_bytes >= kWakeBytes;
+    bool big = refs || view_payload(segment_, block).header->total_bytes >= kWakeBytes;
     uint32_t holder = ObjectAllocator::holder(segment_, block);
     unlink(kFlagResultHeap | kFlagRefs, block);
     if (big && holder != slot_) wake_process(segment_, holder);  // it takes its memory back even when idle
@@ -341,6 +342,8 @@ void Process::sweep_zombies(size_t most) {
 // so are those of the oldest tasks when there are too many (a loop without end). A task that has let go has
 // kFlagRefs cleared; its argument handles then name generations that have passed.
 void Process::sweep_lineage(size_t most) {
+  if (sweeping_lineage_) return;  // letting go of one may lead here again
+  sweeping_lineage_ = true;
   for (size_t left = std::min(most, lineage_.size()); left > 0; --left) {
     Handle h = lineage_.front();
     Record& r = segment_.record(h);
@@ -374,6 +377,7 @@ void Process::sweep_lineage(size_t most) {
     const Handle* handles = argument_handles(segment_, r, &deps, &refs);
     let_go(r, handles, deps + refs);
   }
+  sweeping_lineage_ = false;
 }
 
 void Process::let_go(Record& r, const Handle* handles, uint32_t n) {
@@ -382,14 +386,16 @@ void Process::let_go(Record& r, const Handle* handles, uint32_t n) {
   for (Handle d : dropped) drop_generic(d);
 }
 
-std::vector<Handle> Process::owned_children(uint32_t parent) const {
+std::vector<Handle> Process::children_of(uint32_t owner, uint32_t parent) const {
   std::vector<Handle> children;
-  for (uint32_t c : my_chunks_) {
+  const Proc& p = segment_.proc(owner);
+  for (uint32_t c = 0; c < segment_.header().chunks_used.load(std::memory_order_acquire); ++c) {
+    if (!(p.chunks[c / 64].load(std::memory_order_relaxed) >> c % 64 & 1)) continue;
     for (uint32_t i = 0; i < kChunkRecords; ++i) {
       const Record& r = segment_.record(c * kChunkRecords + i);
       uint64_t w = r.state.load(std::memory_order_acquire);
       if (state_of(w) == kFree || is_sealed(w) || r.parent != parent || r.kind != kTask) continue;
-      if (r.owner == slot_) children.push_back(make_handle(c * kChunkRecords + i, word_gen(w)));
+      if (r.owner == owner) children.push_back(make_handle(c * kChunkRecords + i, word_gen(w)));
     }
   }
   return children;

@@ -124,13 +124,15 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
     """Cancels the task that makes `ref`: not started, it never runs; running, KeyboardInterrupt is raised in it
     (`force`: its worker is killed). `get` raises TaskCancelledError. A finished task is left alone.
 
-    Raises TypeError when `ref` is no reference.
+    Raises TypeError when `ref` is no reference; ValueError for an object made by `put`.
     """
     if isinstance(ref, ObjectRefGenerator):
         ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef or ObjectRefGenerator, got {type(ref).__name__}")
     _runtime.ensure_attached()
+    if _runtime.current_runtime().attachment.is_object(ref):
+        raise ValueError(f"{ref!r} was made by put(): there is no task to cancel")
     _runtime.current_runtime().cancel(ref, force, recursive)
 
 

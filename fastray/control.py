@@ -17,11 +17,8 @@ def shutdown_message() -> bytes:
     return _MESSAGE.pack(SHUTDOWN, 0, 0, 0, 0)
 
 
-def cancel_message(slot: int, handle: int, force: bool, recursive: bool = False) -> bytes:
-    """Interrupt the worker in `slot`, if it still runs `handle`; kill it when `force`.
-
-    `recursive` is the worker's business (it cancels what the task submitted), not the node's.
-    """
+def cancel_message(slot: int, handle: int, force: bool) -> bytes:
+    """Interrupt the worker in `slot`, if it still runs `handle`; kill it when `force`."""
     return _MESSAGE.pack(CANCEL, slot, handle, 1 if force else 0, 0)
 
 

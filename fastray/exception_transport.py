@@ -127,7 +127,12 @@ def _put_together(parts: object) -> BaseException:
         args = (*args, [_put_together(member) for member in members])
     exc = new_exception(cls, args)
     set_fields(exc, fields)
-    vars(exc).update(attributes)
+    for name, value in attributes.items():
+        # cloudpickle rebuilds a class without its __slots__: what was a plain attribute there is a slot here
+        if isinstance(getattr(cls, name, None), types.MemberDescriptorType):
+            set_fields(exc, {name: value})
+        else:
+            vars(exc)[name] = value
     return exc
 
 

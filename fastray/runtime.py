@@ -126,24 +126,20 @@ class Runtime:
     # ---- cancelling ---------------------------------------------------------------------------------
 
     def cancel(self, handle_or_ref: ObjectRef[Any] | int, force: bool, recursive: bool) -> None:
-        """Cancels a task by reference or handle; what it submitted is cancelled by the worker that runs it."""
+        """Cancels a task by reference or handle, and with `recursive` the tasks it submitted."""
         if isinstance(handle_or_ref, int):
             _, running, handle = self.attachment.cancel_handle(handle_or_ref)
         else:
             _, running, handle = self.attachment.cancel(handle_or_ref)
-        if running >= 0 and self.control_fd >= 0:
+        if running < 0:
+            return
+        if recursive:
+            for child in self.attachment.children(running, handle):
+                self.cancel(child, force, recursive)
+        if self.control_fd >= 0:
             from fastray.control import cancel_message
 
-            os.write(self.control_fd, cancel_message(running, handle, force, recursive))
-
-    def cancel_children_of_current_task(self) -> None:
-        """In a worker whose running task was cancelled: cancels what that task submitted."""
-        from fastray._native import worker as native
-
-        task = native.current_task()
-        if task is not None:
-            for child in self.attachment.children(task[2]):
-                self.cancel(child, force=False, recursive=True)
+            os.write(self.control_fd, cancel_message(running, handle, force))
 
     # ---- names --------------------------------------------------------------------------------------
 

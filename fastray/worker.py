@@ -21,12 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from fastray.runtime import Runtime
-
 FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING = 1, 2
 WORKER = 2  # ProcKind
-
-_runtime: Runtime | None = None  # this worker's, for load_function: the C loop knows only function numbers
 
 
 def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
@@ -51,10 +47,16 @@ def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
 def _on_cancel(_signal: int, _frame: object) -> None:
     """The node says that the running task was cancelled; it may have ended meanwhile."""
     if native.current_task_cancelled():
-        runtime = _runtime
-        if runtime is not None:
-            runtime.cancel_children_of_current_task()
         raise KeyboardInterrupt
+
+
+def leave_at_once(code: object) -> None:
+    """sys.exit() in a task: the worker ends with the task unfinished, as in Ray; it counts as a crash."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def show_gpus(mask: int) -> None:
@@ -73,13 +75,12 @@ def main(
 
     With `setup_error` (its runtime_env failed) every task fails with RuntimeEnvSetupError.
     """
-    global _runtime
     from fastray.logs import install_task_streams
     from fastray.runtime import Runtime
 
     signal.signal(signal.SIGUSR1, _on_cancel)
     attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
-    _runtime = Runtime.for_worker(attachment, control_fd)
+    Runtime.for_worker(attachment, control_fd)
     install_task_streams(native.current_task_name)
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError

@@ -237,7 +237,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         size_t owned_pending()
         size_t owned_lent()
         size_t owned_lineage()
-        vector[Handle] owned_children(uint32_t parent)
+        vector[Handle] children_of(uint32_t owner, uint32_t parent)
         @staticmethod
         void wake_process(const Segment& segment, uint32_t slot)
 

@@ -27,6 +27,7 @@ from fastray._native.cpp cimport (
     kClassesMax,
     kEntryUsed,
     kFunctionsMax,
+    kObject,
     kPromise,
     kResourcesMax,
     make_handle,
@@ -305,14 +306,19 @@ cdef class Attachment:
         done = self.process.cancel(h, &running)
         return bool(done), running, h
 
+    def is_object(self, ObjectRef ref):
+        """True for what `put` made."""
+        check_ref(ref)
+        return session.records[index_of(ref.handle)].kind == kObject
+
     def cancel_handle(self, Handle h):
         cdef int running = -1
         done = self.process.cancel(h, &running)
         return bool(done), running, h
 
-    def children(self, Handle parent):
-        """Handles of the unfinished tasks that this process submitted from task `parent`."""
-        return list(self.process.owned_children(index_of(parent)))
+    def children(self, uint32_t slot, Handle parent):
+        """Handles of the unfinished tasks that the process in `slot` submitted from task `parent`."""
+        return list(self.process.children_of(slot, index_of(parent)))
 
     def task_state(self, ObjectRef ref):
         """Name of the state, attempts, name of the function: for `fastray why` and tests."""

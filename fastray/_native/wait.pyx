@@ -60,6 +60,7 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
     cdef Wake wake
     if process.mark_awaited(handles, n):
         return 1
+    process.sweep()
     process.nudge()
     while True:
         slice_ns = CHECK_NS
@@ -244,6 +245,8 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
     if need > n:
         raise ValueError(f"wait: num_returns is {need}, but there are only {n} references")
     check_elements(all_refs)
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"wait: timeout must not be negative, got {timeout}")
     cdef int64_t deadline = deadline_of(timeout)
     return wait_list(all_refs, n, need, deadline)
 

@@ -14,7 +14,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastray._native.codec cimport count_arguments, decode_call
 from fastray._native.cpp cimport (
-    CrashReport,
     Handle,
     PayloadView,
     Process,
@@ -27,7 +26,6 @@ from fastray._native.cpp cimport (
     kArgsInHeap,
     kDone,
     kErrorCancelled,
-    kErrorCrashed,
     kErrorUser,
     kFailed,
     kFlagCancel,
@@ -335,22 +333,36 @@ cdef int run_stream(Handle h, Record* r, object generator) except -1:
 cdef int seal_returns(Handle h, Record* r, Loaded f, object result) except -1:
     """One value for each promise; they are checked and written before the first is sealed."""
     cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
-    cdef Record* p
-    cdef uint64_t flags
     cdef int i
     if f.returns == 0:
         return 0
     values = check_returns(f, result)
+    cdef list flags = []
+    cdef int written = 0
+    try:
+        while written < f.returns:
+            flags.append(write_return(promises[written], values[written]))
+            written += 1
+    except BaseException:
+        for i in range(written):
+            if flags[i] is not None and flags[i] & kFlagResultHeap:
+                session.process.allocator().release(session.records[index_of(promises[i])].result_heap.offset)
+        raise
     for i in range(f.returns):
-        p = &session.records[index_of(promises[i])]
-        if word_gen(p.state.load()) != gen_of(promises[i]):
-            continue  # dropped by its owner
-        if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
-            session.process.notify_again(promises[i])
-            continue
-        flags = write_value(promises[i], p, values[i], True)
-        session.process.seal_promise(promises[i], kDone, flags)
+        if flags[i] is not None:
+            session.process.seal_promise(promises[i], kDone, flags[i])
     return 0
+
+
+cdef object write_return(Handle h, object value):
+    """One return value into its promise; the flags to seal it with, or None when there is nothing to seal."""
+    cdef Record* p = &session.records[index_of(h)]
+    if word_gen(p.state.load()) != gen_of(h):
+        return None  # dropped by its owner
+    if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
+        session.process.notify_again(h)
+        return None
+    return write_value(h, p, value, True)
 
 
 cdef list check_returns(Loaded f, object result):
@@ -386,25 +398,14 @@ cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
         p.seal(h, kFailed, p.write_failure(r[0], h, kErrorCancelled, NULL, 0))
         return 0
     if isinstance(error, SystemExit):
-        return exited(h, r, error.code)
+        from fastray.worker import leave_at_once
+        leave_at_once(error.code)
     if f is not None and may_retry(f, error) and not cancelled:
         if f.max_retries < 0 or r.attempts < f.max_retries:
             p.retry(h)
             return 0
     dumped = dump(error)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
-    return 0
-
-
-cdef int exited(Handle h, Record* r, object code) except -1:
-    """sys.exit() in a task: it fails as if the worker had left, and then the worker leaves (as in Ray)."""
-    cdef CrashReport report
-    report.pid = session.process.self().pid
-    report.signal = 0
-    report.exit_code = code if isinstance(code, int) else 0 if code is None else 1
-    report.attempts = r.attempts + 1
-    session.process.seal(h, kFailed, session.process.write_failure(r[0], h, kErrorCrashed, &report, sizeof(report)))
-    leave()
     return 0
 
 

@@ -146,3 +146,43 @@ def start_program(source, folder, *arguments, env=None, **options):
         env=program_environment(env),
         **options,
     )
+
+
+# ---- what a program left behind --------------------------------------------------------------------------
+
+GONE_S = 1.0  # "within a second nothing is left"
+
+
+def marked_pids(mark):
+    """Living processes whose environment has PROGRAM_MARK=mark: a program, its node, workers, their children."""
+    wanted = f"PROGRAM_MARK={mark}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                environment = Path("/proc", entry, "environ").read_bytes()
+            except OSError:  # ended meanwhile, or not ours
+                continue
+            if wanted in environment.split(b"\0") and is_alive(int(entry)):
+                found.append(int(entry))
+    return found
+
+
+def files_of_fastray():
+    """Files in /dev/shm that bear our name."""
+    return {str(path) for path in Path("/dev/shm").glob("*fastray*")}
+
+
+def comes_to_rest(pid, rest_s=0.03):
+    """Waits until the main thread of `pid` sleeps, and sleeps on: it has reached the wait that we test."""
+
+    def switches():
+        status = Path(f"/proc/{pid}/status").read_text()
+        return "State:\tS" in status and status.partition("voluntary_ctxt_switches:")[2].split()[0]
+
+    def rests():
+        before = switches()
+        time.sleep(rest_s)
+        return before and switches() == before
+
+    return eventually(rests)
