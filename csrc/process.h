@@ -237,7 +237,7 @@ class Process {
   void drop_generic(Handle h);
   void free_record(Handle h);
   void release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped);
-  void release_blocks(Record& r, uint64_t w);
+  int release_blocks(Record& r, uint64_t w);  // the process to wake afterwards, or -1
   void release_stream(Stream& s, std::vector<Handle>* dropped);
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);

@@ -254,16 +254,19 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
   if (r.kind == kTask && (w & kFlagMulti) && segment_.function(r.function).flags & kStreaming)
     release_stream(*reinterpret_cast<Stream*>(r.result), dropped);
   if (r.kind == kPromise) dropped->push_back(r.args_heap.offset);  // the producer's handle stands here
-  release_blocks(r, w);
+  int maker = release_blocks(r, w);
   if (r.kind == kItem)
     recycle_returned(r, h);
   else
     recycle(r, w, index_of(h));
+  // after the generation has moved: the maker takes its memory back, and what the result named, even when idle
+  if (maker >= 0 && static_cast<uint32_t>(maker) != slot_) wake_process(segment_, static_cast<uint32_t>(maker));
 }
 
 // One block at a time: announced, unlinked, released (see object_allocator.h). Killed anywhere in between, the
 // record shows the reaper what is still its own. Sealed and not borrowed: nobody else changes its word now.
-void Process::release_blocks(Record& r, uint64_t w) {
+int Process::release_blocks(Record& r, uint64_t w) {
+  int holder = -1;
   auto unlink = [&](uint64_t flags, Offset block) {
     if (block != 0) allocator_.begin_release(block);
     w &= ~flags;
@@ -289,10 +292,10 @@ void Process::release_blocks(Record& r, uint64_t w) {
     Offset block = r.result_heap.offset;
     // refs: the maker's ledger holds what the result names
     bool big = refs || view_payload(segment_, block).header->total_bytes >= kWakeBytes;
-    uint32_t holder = ObjectAllocator::holder(segment_, block);
+    if (big) holder = static_cast<int>(ObjectAllocator::holder(segment_, block));
     unlink(kFlagResultHeap | kFlagRefs, block);
-    if (big && holder != slot_) wake_process(segment_, holder);  // it takes its memory back even when idle
   }
+  return holder;
 }
 
 // Items nobody took, and the one kept for its link.

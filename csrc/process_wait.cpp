@@ -169,8 +169,9 @@ Wake Process::sleep_on(const Handle* handles, size_t n, int64_t timeout_ns) {
     result = os::futex_wait(&self.futex, seen, timeout_ns);
     if (in_task) self.blocked.fetch_sub(1, std::memory_order_seq_cst);
   }
-  self.sleepers.fetch_sub(1, std::memory_order_seq_cst);
-  if (any_sealed()) return Wake::kSealed;
+  bool done = any_sealed();
+  self.sleepers.fetch_sub(1, std::memory_order_seq_cst);  // the last touch: the session may end now
+  if (done) return Wake::kSealed;
   if (result == -ETIMEDOUT) return Wake::kTimeout;
   return result == -EINTR ? Wake::kInterrupted : Wake::kKicked;
 }

@@ -86,7 +86,11 @@ void Segment::detach() {
   if (base_ == nullptr) return;
   os::unmap(base_, header().segment_bytes);
   base_ = nullptr;
-  close(fd_);
+  close_fd();
+}
+
+void Segment::close_fd() {
+  if (fd_ >= 0) close(fd_);
   fd_ = -1;
 }
 

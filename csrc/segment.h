@@ -19,6 +19,7 @@ class Segment {
   static std::string create(const Limits& limits, Segment* out);
   static std::string attach(int fd, Segment* out);
   void detach();
+  void close_fd();  // keeps the mapping, for arrays that view it
 
   explicit operator bool() const { return base_ != nullptr; }
   int fd() const { return fd_; }

@@ -124,7 +124,7 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
     """Cancels the task that makes `ref`: not started, it never runs; running, KeyboardInterrupt is raised in it
     (`force`: its worker is killed). `get` raises TaskCancelledError. A finished task is left alone.
 
-    Raises TypeError when `ref` is no reference; ValueError for an object made by `put`.
+    So is an object made by `put`, as in Ray. Raises TypeError when `ref` is no reference.
     """
     if isinstance(ref, ObjectRefGenerator):
         ref = ref.completed()

@@ -7,10 +7,11 @@ a new future kicks it, so that it looks at the longer list.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 from fastray._native.object_ref import ObjectRef
 from fastray._native.wait import get, kick, ready_now
+from fastray.exceptions import TaskError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,4 +82,9 @@ def _settle(ref: ObjectRef[Any], futures: list[Future[Any]]) -> None:
         if error is None:
             future.set_result(value)
         else:
-            future.set_exception(error)
+            future.set_exception(error.as_plain() if isinstance(error, TaskError) and _refused(error) else error)
+
+
+def _refused(error: BaseException) -> bool:
+    """True for what a future does not take, or takes for its own cancellation."""
+    return isinstance(error, (StopIteration, CancelledError))

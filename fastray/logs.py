@@ -46,6 +46,9 @@ _CONTROL = {ord(RECORD): None, ord(NAME_END): None, ord("\n"): " ", ord("\r"): "
 # ---- worker --------------------------------------------------------------------------------------
 
 
+unfinished: list[_RecordWriter] = []  # streams with a line begun; the worker ends a task by flushing them
+
+
 class _RecordWriter(io.RawIOBase):
     """Bytes in, records out to a file descriptor; whole lines at once, the rest at `flush`."""
 
@@ -76,6 +79,8 @@ class _RecordWriter(io.RawIOBase):
                 self._emit(text[:end])
             if len(self._pending) > LINE_BYTES_MAX:
                 self.flush()
+            elif self._pending and self not in unfinished:
+                unfinished.append(self)
         return len(chunk)
 
     def flush(self) -> None:

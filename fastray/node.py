@@ -33,8 +33,9 @@ def main() -> None:
     loop = LocalScheduler(SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd)
     import cloudpickle  # noqa: F401  (for the workers)
 
-    import fastray.worker  # noqa: F401
+    import fastray.worker
 
+    fastray.worker.driver_namespace = str(hello.get("namespace") or "")
     loop.set_ready()
     loop.preload_later(list(hello.get("preload", ())))
     gc.disable()  # workers inherit the heap: do not touch it

@@ -27,7 +27,7 @@ _PRELOAD = ("numpy",)  # what workers import before they are forked, when the dr
 class NodeProcess:
     """One private node. Its life ends with `stop`, or when this process does."""
 
-    def __init__(self, segment_fd: int, bell_fd: int, cpus: int, log_to_driver: bool) -> None:
+    def __init__(self, segment_fd: int, bell_fd: int, cpus: int, log_to_driver: bool, namespace: str = "") -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_ours, log_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._owner_pid = os.getpid()
@@ -36,7 +36,7 @@ class NodeProcess:
         self._status: int | None = None
         self._printed = _thread.allocate_lock()
         self._printed.acquire()
-        ours.send(marshal.dumps(_hello(cpus)))
+        ours.send(marshal.dumps(_hello(cpus, namespace)))
         self.pid = _spawn((segment_fd, bell_fd, theirs.fileno(), log_theirs.fileno()))
         theirs.close()
         log_theirs.close()
@@ -103,7 +103,7 @@ class NodeProcess:
             self._printed.release()
 
 
-def _hello(cpus: int) -> dict[str, object]:
+def _hello(cpus: int, namespace: str) -> dict[str, object]:
     main = sys.modules.get("__main__")
     script = getattr(main, "__file__", None)
     paths = [os.path.abspath(p) if p else os.getcwd() for p in sys.path if isinstance(p, str)]
@@ -111,9 +111,11 @@ def _hello(cpus: int) -> dict[str, object]:
         "sys_path": paths,
         "cwd": os.getcwd(),
         "num_cpus": cpus,
+        "namespace": namespace,
         "preload": [name for name in _PRELOAD if name in sys.modules],
         "script": script if isinstance(script, str) else "",
         "driver_pid": os.getpid(),
+        "namespace": namespace,
     }
 
 

@@ -46,6 +46,8 @@ class Runtime:
         self.options = options
         self.control_fd = -1 if node is None else node.control_fd
         self.is_worker = False
+        self.driver_namespace = ""  # in a worker
+        self.bell_fd = -1
         self._classes: dict[object, int] = {}
         self._totals = attachment.resources()
         self._environments: dict[object, int] = {}
@@ -156,7 +158,8 @@ class Runtime:
 
     @property
     def namespace(self) -> str:
-        return (self.options.namespace if self.options else None) or f"anonymous-{self.job_id()}"
+        given = self.options.namespace if self.options else self.driver_namespace
+        return given or f"anonymous-{self.job_id()}"
 
 
 # ---- the current one ---------------------------------------------------------------------------------
@@ -218,9 +221,12 @@ def start(options: InitOptions) -> Runtime:
 
     bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
-    node = NodeProcess(segment_fd, bell_fd, cpus, log_to_driver=bool(options.log_to_driver))
+    node = NodeProcess(
+        segment_fd, bell_fd, cpus, log_to_driver=bool(options.log_to_driver), namespace=options.namespace or ""
+    )
     attachment.activate()
     _current = Runtime(attachment, node, options)
+    _current.bell_fd = bell_fd
     return _current
 
 
@@ -245,6 +251,8 @@ def stop(quickly: bool = False) -> None:
     runtime.attachment.deactivate()
     if runtime.node is not None:
         runtime.node.stop(quickly)
+    if runtime.bell_fd >= 0:
+        os.close(runtime.bell_fd)
     futures = sys.modules.get("fastray.futures")
     if futures is not None:
         futures.forget()

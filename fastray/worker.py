@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING = 1, 2
 WORKER = 2  # ProcKind
 
+driver_namespace = ""  # set by the node before it forks
+
 
 def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
     """Function `index` of the table: (function, exceptions to retry on, name, max_retries, returns, streaming,
@@ -75,13 +77,14 @@ def main(
 
     With `setup_error` (its runtime_env failed) every task fails with RuntimeEnvSetupError.
     """
-    from fastray.logs import install_task_streams
+    from fastray.logs import install_task_streams, unfinished
     from fastray.runtime import Runtime
 
     signal.signal(signal.SIGUSR1, _on_cancel)
     attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
-    Runtime.for_worker(attachment, control_fd)
+    Runtime.for_worker(attachment, control_fd).driver_namespace = driver_namespace
     install_task_streams(native.current_task_name)
+    native.watch_output(unfinished)
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError
 

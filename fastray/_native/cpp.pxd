@@ -96,6 +96,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 blocked
         uint32_t depth
         Atomic32 futex
+        Atomic32 sleepers
     cdef cppclass ProcSet:
         pass
     cdef cppclass Class:
@@ -144,6 +145,7 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         @staticmethod
         string attach(int fd, Segment* out)
         void detach()
+        void close_fd()
         int fd()
         uint8_t* base()
         Header& header()

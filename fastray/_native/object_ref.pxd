@@ -12,6 +12,7 @@ cdef struct Session:
     uint32_t slot
     bint local          # local mode: tasks run in this process, when submitted
     uint32_t parent     # record index of the running task, 0 in a driver
+    uint32_t stored     # buffers alive that view the segment
     uint32_t depth      # its nesting depth + 1: that of tasks submitted now
 
 cdef Session session

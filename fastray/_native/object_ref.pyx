@@ -32,11 +32,13 @@ cdef void attach_session(Process* process, bint local) noexcept:
     session.records = process.segment().records()
     session.slot = process.slot()
     session.epoch += 1
+    session.stored = 0
     session.parent = 0
     session.depth = 0
 
 
 cdef void detach_session() noexcept:
+    session.epoch += 1  # from now on every reference of it is stale
     session.process = NULL
     session.records = NULL
 
@@ -185,6 +187,8 @@ cdef ObjectRef make_held_ref(Handle h):
     return make_ref(h)
 
 
+
+
 cdef class Stored:
     """Memory of a stored object. Read-only, but while `fastray.empty` fills it."""
 
@@ -197,6 +201,7 @@ cdef class Stored:
                 session.process.publish_state(&session.records[index_of(self.handle)], self.handle, kDone,
                                               kFlagResultHeap)
             session.process.drop(self.handle)
+            session.stored -= 1
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         if self.epoch != session.epoch or session.process == NULL:
@@ -216,6 +221,7 @@ cdef Stored make_stored(Handle h, unsigned char* data, Py_ssize_t size, bint wri
 
 cdef Stored make_unsealed(Handle h, unsigned char* data, Py_ssize_t size):
     cdef Stored s = Stored.__new__(Stored)
+    session.stored += 1
     s.handle = h
     s.epoch = session.epoch
     s.data = data

@@ -38,6 +38,9 @@ from fastray._native.cpp cimport (
 )
 from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, make_held_ref, session
 
+cdef extern from "<unistd.h>" nogil:
+    int usleep(unsigned int us)
+
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
@@ -89,7 +92,7 @@ cdef class Attachment:
 
     def __cinit__(self, int segment_fd, int kind, int slot, int bell_fd):
         import os
-        check(Segment.attach(segment_fd, &self.segment))
+        check(Segment.attach(os.dup(segment_fd), &self.segment))  # its own: closed with it
         self.process = new Process()
         self.pid = os.getpid()
         check(self.process.attach(self.segment, kind, slot, bell_fd))
@@ -100,10 +103,26 @@ cdef class Attachment:
         self.active = True
 
     def deactivate(self):
-        """References of this session are stale from now on. The mapping stays: arrays may view it."""
-        if self.active:
-            detach_session()
-            self.active = False
+        """References of this session are stale from now on; the memory is given back unless arrays view it."""
+        import sys
+        if not self.active:
+            return
+        cdef bint viewed = session.stored != 0
+        cdef int tries = 0
+        detach_session()
+        self.active = False
+        Process.wake_process(self.segment, self.process.slot())
+        while self.process.self().sleepers.load() != 0 and tries < 1000:  # threads that wait in get()
+            with nogil:
+                usleep(100)
+            tries += 1
+        # another thread may be in the middle of reading a value: then the mapping stays too
+        if not viewed and len(sys._current_frames()) <= 2:  # this thread and the one that prints logs
+            del self.process
+            self.process = new Process()
+            self.segment.detach()
+        else:
+            self.segment.close_fd()
 
     def abandon(self):
         """In a forked child: forgets the session without touching it."""

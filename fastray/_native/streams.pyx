@@ -11,7 +11,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastray._native.cpp cimport (
     Handle,
-    PayloadView,
     Process,
     Record,
     Stream,
@@ -27,8 +26,8 @@ from fastray._native.cpp cimport (
     kItem,
     state_of,
 )
-from fastray._native.object_ref cimport ObjectRef, make_held_ref, make_ref, session
-from fastray._native.values cimport decode_error, write_value
+from fastray._native.object_ref cimport ObjectRef, check_ref, make_held_ref, make_ref, session
+from fastray._native.values cimport error_of, write_value
 from fastray._native.wait cimport deadline_of, wait_handles
 
 
@@ -75,6 +74,7 @@ cdef class ObjectRefGenerator:
         cdef Stream* s
         cdef int64_t deadline = deadline_of(timeout)
         while True:
+            check_ref(self.task)
             t = &session.records[index_of(self.task.handle)]
             s = stream_of(t)
             if s.produced.load() > s.consumed.load():
@@ -84,19 +84,11 @@ cdef class ObjectRefGenerator:
                     continue
                 if state_of(t.state.load()) == kFailed and not self.failed:
                     self.failed = True
-                    raise self._failure(t, s)
+                    raise error_of(t)  # once, after the items made before
                 return None
             if wait_handles(&self.task.handle, 1, deadline) == 0:
                 from fastray.exceptions import GetTimeoutError
                 raise GetTimeoutError(f"no new item of {self.task!r} within {timeout} s")
-
-    cdef object _failure(self, Record* t, Stream* s):
-        """The error of a task that failed as a whole; raised once, after the items made before."""
-        if s.error == 0:
-            from fastray.exceptions import TaskCancelledError
-            return TaskCancelledError()
-        cdef PayloadView view = Process.view_payload(session.process.segment(), s.error)
-        return decode_error(view.codec, view.header.codec_bytes, t)
 
     cdef ObjectRef _take(self, Record* t, Stream* s):
         cdef Handle item
@@ -117,16 +109,23 @@ cdef class ObjectRefGenerator:
 
     def completed(self):
         """A reference that is done when the whole task is (its value is None)."""
+        check_ref(self.task)
         return make_held_ref(self.task.handle)
 
     def is_finished(self):
         """True when the task has ended and every item was taken."""
+        check_ref(self.task)
         cdef Record* t = &session.records[index_of(self.task.handle)]
         cdef bint sealed = is_sealed(t.state.load())
         return sealed and stream_of(t).produced.load() == stream_of(t).consumed.load()
 
+    def _task(self):
+        """The reference that is done when the task is."""
+        return self.task
+
     def next_ready(self):
         """True when `next()` would not wait."""
+        check_ref(self.task)
         cdef Record* t = &session.records[index_of(self.task.handle)]
         cdef bint sealed = is_sealed(t.state.load())
         return sealed or stream_of(t).produced.load() > stream_of(t).consumed.load()

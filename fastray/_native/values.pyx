@@ -30,19 +30,22 @@ from fastray._native.cpp cimport (
     PayloadView,
     Process,
     Record,
+    Stream,
     kErrorCancelled,
     kErrorCrashed,
     kErrorOwnerDied,
     kErrorStoreFull,
     kErrorUser,
     kFailed,
+    kStreaming,
+    kFlagMulti,
     kFlagRefs,
     kFlagResultHeap,
     kInlineResult,
     now_ns,
     state_of,
 )
-from fastray._native.object_ref cimport ObjectRef, Stored, make_held_ref, make_stored, session
+from fastray._native.object_ref cimport ObjectRef, Stored, check_ref, make_held_ref, make_stored, session
 
 
 cdef enum:
@@ -74,6 +77,8 @@ cdef object read_value(Handle h, Record* r):
     cdef PayloadHeader* header
     if state_of(w) == kFailed:
         raise error_of(r)
+    if w & kFlagMulti:
+        return None  # the task behind several returns or a stream: it only says that it is done
     if not w & kFlagResultHeap:
         return decode_value(r.result, r.result_bytes, None, None)
     cdef PayloadView view = Process.view_payload(session.process.segment(), r.result_heap.offset)
@@ -199,6 +204,9 @@ cdef uint64_t write_value(Handle h, Record* r, object value, bint contain) excep
             memcpy(r.result, e.data, e.size)
             r.result_bytes = <uint32_t>e.size
             return 0
+        if e.references is not None:
+            for ref in e.references:
+                check_ref(<ObjectRef>ref)
         offset = store_encoded(h, e)
         r.result_heap.offset = offset
         r.result_bytes = <uint32_t>e.size
@@ -226,8 +234,17 @@ cdef int keep_references(Handle h, list references, bint contain) except -1:
 cdef bytes error_bytes(Record* r):
     """The error as it stands in a failed record: one byte of ErrorCode, then what belongs to it."""
     cdef PayloadView view
-    if r.state.load() & kFlagResultHeap:
-        view = Process.view_payload(session.process.segment(), r.result_heap.offset)
+    cdef Offset offset = 0
+    if r.state.load() & kFlagMulti:
+        if not session.process.segment().function(r.function).flags & kStreaming:
+            return bytes([kErrorCancelled])  # the returns have the error
+        offset = (<Stream*>r.result).error
+        if offset == 0:
+            return bytes([kErrorCancelled])
+    elif r.state.load() & kFlagResultHeap:
+        offset = r.result_heap.offset
+    if offset != 0:
+        view = Process.view_payload(session.process.segment(), offset)
         return (<const char*>view.codec)[:view.header.codec_bytes]
     return (<const char*>r.result)[:r.result_bytes]
 

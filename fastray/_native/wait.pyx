@@ -22,6 +22,7 @@ from fastray._native.cpp cimport (
     is_sealed,
     kDone,
     kFailed,
+    kFlagMulti,
     kFlagResultHeap,
     now_ns,
     pause,
@@ -31,7 +32,7 @@ from fastray._native.cpp cimport (
     word_gen,
 )
 from fastray._native.codec cimport decode_value
-from fastray._native.object_ref cimport ObjectRef, check_attached, check_ref, session
+from fastray._native.object_ref cimport ObjectRef, check_ref, session
 from fastray._native.values cimport read_value, read_value_writable
 
 cdef enum:
@@ -54,8 +55,14 @@ cdef int check_node() except -1:
     return 0
 
 
+cdef int session_ended() except -1:
+    from fastray.exceptions import StaleReferenceError
+    raise StaleReferenceError("the fastray session ended (shutdown) while this call waited for a reference of it")
+
+
 cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) except -1:
     cdef Process* process = session.process
+    cdef uint32_t epoch = session.epoch
     cdef int64_t slice_ns
     cdef Wake wake
     if process.mark_awaited(handles, n):
@@ -70,9 +77,8 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
                 return 0
         with nogil:
             wake = process.sleep_on(handles, n, slice_ns)
-        if session.process != process:
-            check_attached()
-            return 1
+        if session.epoch != epoch or session.process == NULL:
+            session_ended()
         if wake == Wake.kSealed:
             return 1
         if wake == Wake.kKicked:
@@ -119,7 +125,6 @@ def get(refs, *, timeout=None, bint writable=False):
         WorkerCrashedError, TaskCancelledError, ObjectLostError: as named.
         ValueError: `refs` is no ObjectRef and no list; TypeError: an element is no ObjectRef.
     """
-    check_attached()
     if type(refs) is ObjectRef:
         return get_one(<ObjectRef>refs, timeout, writable)
     if type(refs) is not list:
@@ -159,7 +164,7 @@ cdef list get_list(list refs, object timeout, bint writable):
         if not is_sealed(w):
             wait_for_element(refs, i, n, r, timeout, deadline, &looked)
             w = r.state.load()
-        if state_of(w) != kFailed and not w & kFlagResultHeap:
+        if state_of(w) != kFailed and not w & (kFlagResultHeap | kFlagMulti):
             value = decode_value(r.result, r.result_bytes, None, None)
         elif writable:
             value = read_value_writable(ref.handle, r)
@@ -231,7 +236,6 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
         TypeError: `refs` is not a list, or an element is no ObjectRef.
         ValueError: duplicate references; `num_returns` not in 1..len(refs).
     """
-    check_attached()
     if type(refs) is ObjectRef:
         raise TypeError("wait() takes a list of ObjectRefs, got a single ObjectRef")
     if not isinstance(refs, (list, tuple)):
@@ -244,6 +248,8 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
         return [], []
     if need > n:
         raise ValueError(f"wait: num_returns is {need}, but there are only {n} references")
+    if any([hasattr(ref, "next_ready") for ref in all_refs if type(ref) is not ObjectRef]):
+        return wait_streams(all_refs, need, deadline_of(timeout))
     check_elements(all_refs)
     if timeout is not None and timeout < 0:
         raise ValueError(f"wait: timeout must not be negative, got {timeout}")
@@ -297,6 +303,32 @@ cdef object wait_list(list refs, Py_ssize_t n, Py_ssize_t need, int64_t deadline
                 check_ref(<ObjectRef>refs[0])
     finally:
         PyMem_Free(pending)
+
+
+cdef object wait_streams(list refs, Py_ssize_t need, int64_t deadline):
+    """`wait` over references and generators; a generator is ready when its next item is there, or its end."""
+    cdef list plain = [ref if type(ref) is ObjectRef else ref._task() for ref in refs]
+    check_elements(plain)
+    cdef Handle* handles = <Handle*>PyMem_Malloc(len(refs) * sizeof(Handle))
+    cdef Py_ssize_t left
+    try:
+        while True:
+            ready = [ref for ref in refs if is_ready(ref)][:need]
+            rest = [ref for ref in refs if not any([ref is r for r in ready])]
+            left = 0
+            for ref in rest:
+                handles[left] = (<ObjectRef>(ref if type(ref) is ObjectRef else ref._task())).handle
+                left += 1
+            if len(ready) == need or wait_handles(handles, left, deadline) == 0:
+                return ready, rest
+    finally:
+        PyMem_Free(handles)
+
+
+cdef bint is_ready(object ref) except -1:
+    if type(ref) is ObjectRef:
+        return is_sealed(session.records[index_of((<ObjectRef>ref).handle)].state.load())
+    return ref.next_ready()
 
 
 cdef bint spin_any(Handle* pending, Py_ssize_t n) noexcept:

@@ -67,6 +67,7 @@ cdef Handle current = 0
 cdef str current_name = ""
 cdef uint32_t gpus = 0       # bit mask of the GPUs the tasks here see
 cdef object broken = None
+cdef list unfinished = []    # output streams with a line begun (logs.unfinished)
 
 
 def forget_functions():
@@ -107,6 +108,12 @@ cdef int use_gpus() except -1:
     gpus = session.process.self().gpus
     show_gpus(gpus)
     return 0
+
+
+def watch_output(list streams):
+    """`streams` names the output streams that hold back the beginning of a line."""
+    global unfinished
+    unfinished = streams
 
 
 def refuse_tasks(error):
@@ -302,8 +309,17 @@ cdef list dependency_values(const Handle* handles, uint32_t n):
 
 # ---- its end ----------------------------------------------------------------------------------------
 
+cdef int flush_output() except -1:
+    """Before the task is sealed: whoever sees its result may end the session at once."""
+    while unfinished:
+        unfinished.pop().flush()
+    return 0
+
+
 cdef int finish(Handle h, Record* r, Loaded f, object result) except -1:
     cdef uint64_t flags = 0, w = r.state.load()
+    if unfinished:
+        flush_output()
     if w & kFlagMulti:
         if f.streaming:
             run_stream(h, r, result)
@@ -388,6 +404,8 @@ cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
     """Retries, or seals with the error."""
     cdef Process* p = session.process
     cdef bytes dumped
+    if unfinished:
+        flush_output()
     cdef bint cancelled = bool(r.state.load() & kFlagCancel)
     if isinstance(error, DependencyFailed):
         dumped = error.args[0]

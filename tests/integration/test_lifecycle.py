@@ -457,6 +457,7 @@ def test_shutdown_wakes_threads_that_wait(fresh_node, tmp_path):
         assert not thread.is_alive()
     assert len(errors) == 2
     assert all(isinstance(error, fastray.exceptions.RayError) for error in errors)
+    assert not fastray.is_initialized()
 
 
 # ---- signals and exits -----------------------------------------------------------------------------------------
