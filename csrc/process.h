@@ -195,7 +195,9 @@ class Process {
   // After a claim: wakes another worker when the backlog will outlast `estimate_ticks` a task.
   void spread(uint64_t estimate_ticks);
   // Sleeps until there may be work, the lease changes or we must exit. GIL released.
-  Wake sleep_for_work(int64_t timeout_ns);
+  // `seen`: wake_word() from before the last look around, so that no wake-up since then is lost.
+  Wake sleep_for_work(uint32_t seen, int64_t timeout_ns);
+  uint32_t wake_word() const { return self_->futex.load(std::memory_order_seq_cst); }
   bool backlog(const Class& c) const;
   bool lease_is_over();  // gives the lease back when the node asked for it
 
@@ -273,6 +275,7 @@ class Process {
   std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
   size_t zombie_at_ = 0;
   std::deque<Handle> kept_;      // finished ones among them that keep small arguments
+  uint64_t released_bytes_ = 0;  // payloads given back since a holder was woken
   bool sweeping_lineage_ = false;
   std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first
   std::vector<Handle> limbo_;    // ours, dropped, still borrowed by others

@@ -8,7 +8,7 @@
 
 namespace fastray {
 namespace {
-constexpr uint64_t kWakeBytes = 1 << 20;  // a release of this much is worth waking the holder for
+constexpr uint64_t kWakeBytes = 1 << 20;  // releasing this much of others' is worth waking one for
 }  // namespace
 
 int Process::reserve_slot(const Segment& segment, uint32_t kind) {
@@ -291,8 +291,9 @@ int Process::release_blocks(Record& r, uint64_t w) {
   if (w & kFlagResultHeap) {
     Offset block = r.result_heap.offset;
     // refs: the maker's ledger holds what the result names
-    bool big = refs || view_payload(segment_, block).header->total_bytes >= kWakeBytes;
-    if (big) holder = static_cast<int>(ObjectAllocator::holder(segment_, block));
+    released_bytes_ += view_payload(segment_, block).header->total_bytes;
+    if (released_bytes_ >= kWakeBytes || refs) holder = static_cast<int>(ObjectAllocator::holder(segment_, block));
+    if (holder >= 0) released_bytes_ = 0;
     unlink(kFlagResultHeap | kFlagRefs, block);
   }
   return holder;
@@ -318,7 +319,11 @@ void Process::sweep() {
   sweep_zombies(SIZE_MAX);
   sweep_lineage(SIZE_MAX);
   if (!contained_.empty()) sweep_contained();
-  if (!limbo_.empty()) sweep_limbo();
+  // freeing one may put what it named into limbo (epoch 0): containers of containers, a few levels a sweep
+  for (int level = 0; level < 64 && !limbo_.empty(); ++level) {
+    sweep_limbo();
+    if (limbo_epoch_ != 0) break;
+  }
   allocator_.collect();
 }
 

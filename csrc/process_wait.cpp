@@ -219,10 +219,9 @@ bool Process::lease_is_over() {
   return true;
 }
 
-Wake Process::sleep_for_work(int64_t timeout_ns) {
+Wake Process::sleep_for_work(uint32_t seen, int64_t timeout_ns) {
   Proc& self = *self_;
-  self.sleepers.fetch_add(1, std::memory_order_seq_cst);
-  uint32_t seen = self.futex.load(std::memory_order_seq_cst);  // SYNC POINT: proc-futex
+  self.sleepers.fetch_add(1, std::memory_order_seq_cst);  // SYNC POINT: proc-futex
   uint32_t lease = self.lease.load(std::memory_order_seq_cst);
   int result = 0;
   if (lease == 0) {

@@ -131,8 +131,6 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef or ObjectRefGenerator, got {type(ref).__name__}")
     _runtime.ensure_attached()
-    if _runtime.current_runtime().attachment.is_object(ref):
-        raise ValueError(f"{ref!r} was made by put(): there is no task to cancel")
     _runtime.current_runtime().cancel(ref, force, recursive)
 
 

@@ -27,7 +27,6 @@ from fastray._native.cpp cimport (
     kClassesMax,
     kEntryUsed,
     kFunctionsMax,
-    kObject,
     kPromise,
     kResourcesMax,
     make_handle,
@@ -324,11 +323,6 @@ cdef class Attachment:
         cdef int running = -1
         done = self.process.cancel(h, &running)
         return bool(done), running, h
-
-    def is_object(self, ObjectRef ref):
-        """True for what `put` made."""
-        check_ref(ref)
-        return session.records[index_of(ref.handle)].kind == kObject
 
     def cancel_handle(self, Handle h):
         cdef int running = -1

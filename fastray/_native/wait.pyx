@@ -32,7 +32,7 @@ from fastray._native.cpp cimport (
     word_gen,
 )
 from fastray._native.codec cimport decode_value
-from fastray._native.object_ref cimport ObjectRef, check_ref, session
+from fastray._native.object_ref cimport ObjectRef, check_attached, check_ref, session
 from fastray._native.values cimport read_value, read_value_writable
 
 cdef enum:
@@ -89,6 +89,7 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
         elif wake == Wake.kTimeout:
             check_node()
             process.nudge()
+            process.sweep()
 
 
 cdef object timed_out(object timeout, Py_ssize_t done, Py_ssize_t total):
@@ -131,6 +132,8 @@ def get(refs, *, timeout=None, bint writable=False):
         if hasattr(refs, "next_ready"):  # a stream: its references are there as they are made
             return refs
         refs = as_list(refs)
+    if session.process == NULL and not refs:
+        check_attached()
     return get_list(<list>refs, timeout, writable)
 
 

@@ -138,6 +138,7 @@ def run():
     """Runs tasks until told to leave."""
     cdef Process* p = session.process
     cdef Handle h
+    cdef uint32_t seen
     while not leaving:
         h = p.poll_for_work(True)
         if h != 0:
@@ -149,9 +150,10 @@ def run():
             return
         if p.lease_is_over():
             continue
+        seen = p.wake_word()
         p.sweep()
         with nogil:
-            p.sleep_for_work(-1)
+            p.sleep_for_work(seen, -1)
         check_signals()
 
 

@@ -68,7 +68,9 @@ def test_gather_and_wait_for_thousands():
     async def main():
         values = await asyncio.gather(*[square.remote(i) for i in range(2000)])
         assert values == [i * i for i in range(2000)]
-        done, pending = await asyncio.wait([asyncio.ensure_future(_await(square.remote(i))) for i in range(5)])
+        done, pending = await asyncio.wait(
+            [asyncio.ensure_future(_await(square.remote(i))) for i in range(5)]
+        )
         assert not pending
         return sorted(task.result() for task in done)
 
@@ -97,7 +99,9 @@ def test_other_coroutines_run_while_one_awaits(late):
     assert run(main()) == ("late", 20)
 
 
-@pytest.mark.parametrize("error", [KeyError("k"), OSError(2, "x"), StopIteration(1), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), OSError(2, "x"), StopIteration(1), asyncio.CancelledError()]
+)
 def test_an_error_is_raised_where_it_is_awaited(error):
     async def main():
         with pytest.raises(fastray.exceptions.TaskError) as caught:

@@ -1,4 +1,4 @@
-"""Bad input and failures: each has its own type, says what is wrong and where, and leaves the session usable."""
+"""Bad input and failures: each has its type, says what is wrong and where, and leaves the session usable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def the_session_stays_usable():
     assert fastray.get(echo.remote(1), timeout=GET_S) == 1
 
 
-# ---- what cannot be pickled ----------------------------------------------------------------------------------
+# ---- what cannot be pickled ----------------------------------------------------------------------
 
 
 class Model:
@@ -163,7 +163,7 @@ def test_a_function_whose_module_is_missing_in_the_worker_says_so():
     assert "module_that_only_the_driver_has" in str(error)
 
 
-# ---- options and arguments -------------------------------------------------------------------------------------
+# ---- options and arguments -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_remote_takes_functions_and_nothing_else():
         fastray.remote(coroutine)
 
 
-# ---- references ------------------------------------------------------------------------------------------------
+# ---- references ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("thing", [3, "abc", None, {"a": 1}, b"x" * 28, object()])
@@ -293,7 +293,8 @@ def test_a_reference_of_an_earlier_session_is_stale_everywhere(run_program):
         fastray.init(num_cpus=1)
         for ref in (put, task):
             for use in (
-                "fastray.get(ref)", "fastray.get([ref])", "fastray.wait([ref])", "fastray.get(ref, timeout=0)",
+                "fastray.get(ref)", "fastray.get([ref])", "fastray.wait([ref])",
+                "fastray.get(ref, timeout=0)",
                 "f.remote(ref)", "f.remote([ref])", "fastray.put([ref])", "fastray.cancel(ref)",
                 "ref.future().result(5)",
             ):
@@ -365,7 +366,7 @@ def test_kill_and_get_actor_refuse_what_is_no_actor():
         fastray.get_actor("nobody")
 
 
-# ---- exceptions of tasks ----------------------------------------------------------------------------------------
+# ---- exceptions of tasks -------------------------------------------------------------------------
 
 
 def test_an_error_is_a_task_error_and_of_the_users_type():
@@ -487,7 +488,8 @@ def test_an_exception_that_holds_what_cannot_be_pickled_arrives_as_text():
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(2, "no such thing", "/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), StopIteration(3)]
+    "error",
+    [OSError(2, "no such thing", "/x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), StopIteration(3)],
 )
 def test_builtin_exceptions_with_layouts_of_their_own_arrive(error):
     got = error_of(fail.remote(error))
@@ -516,16 +518,17 @@ def test_chained_exceptions_show_their_chain():
 def test_groups_and_notes_arrive():
     @fastray.remote
     def raise_it():
-        error = ExceptionGroup("several", [ValueError(1), ExceptionGroup("inner", [KeyError(2)])])  # noqa: F821
+        inner = ExceptionGroup("inner", [KeyError(2)])  # noqa: F821
+        error = ExceptionGroup("several", [ValueError(1), inner])  # noqa: F821
         error.add_note("a note")
         raise error
 
     error = error_of(raise_it.remote())
     assert isinstance(error, ExceptionGroup)  # noqa: F821
-    assert [type(e) for e in error.exceptions][0] is ValueError
+    assert type(error.exceptions[0]) is ValueError
     assert error.exceptions[1].exceptions[0].args == (2,)
     assert error.__notes__ == ["a note"]
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: F821, PT011
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: F821
         fastray.get(raise_it.remote(), timeout=GET_S)
     assert caught.value.split(KeyError)[0] is not None
 
@@ -581,7 +584,7 @@ def test_fastrays_own_errors_raised_by_tasks_keep_their_fields():
     assert (error.signal, error.stderr_tail) == (9, "tail")
 
 
-# ---- ends that are no exceptions --------------------------------------------------------------------------------
+# ---- ends that are no exceptions -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [0, 3, "text", None])

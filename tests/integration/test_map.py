@@ -130,7 +130,9 @@ def test_items_may_hold_references_and_results_may_be_large():
 
 def test_map_unordered_gives_every_result_once():
     assert sorted(map_unordered(square, range(500))) == sorted(i * i for i in range(500))
-    assert sorted(map_unordered(square, iter(range(50)), backpressure_size=10)) == sorted(i * i for i in range(50))
+    assert sorted(map_unordered(square, iter(range(50)), backpressure_size=10)) == sorted(
+        i * i for i in range(50)
+    )
 
 
 def test_as_completed_gives_the_first_done_first(tmp_path):

@@ -1,4 +1,4 @@
-"""runtime_env: variables and working directory of tasks, of jobs, of children; what cannot be set up says so."""
+"""runtime_env: variables and working directory of tasks, jobs, children; what cannot be set up says so."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def test_variables_are_set_for_the_task_and_no_other():
 
 def test_tasks_of_one_environment_share_workers_and_of_others_do_not():
     def pids(**options):
-        return {pid for _, pid in fastray.get([place.options(**options).remote() for _ in range(20)], timeout=GET_S)}
+        return {
+            pid
+            for _, pid in fastray.get([place.options(**options).remote() for _ in range(20)], timeout=GET_S)
+        }
 
     one, same = pids(runtime_env={"env_vars": {"A": "1"}}), pids(runtime_env={"env_vars": {"A": "1"}})
     two, none = pids(runtime_env={"env_vars": {"A": "2"}}), pids()
@@ -120,7 +123,8 @@ def test_children_inherit_the_environment_of_their_parent(tmp_path):
         return fastray.get([plain, more, other])
 
     rows = fastray.get(
-        parent.options(runtime_env={"env_vars": {"P": "parent"}, "working_dir": str(tmp_path)}).remote(), timeout=GET_S
+        parent.options(runtime_env={"env_vars": {"P": "parent"}, "working_dir": str(tmp_path)}).remote(),
+        timeout=GET_S,
     )
     assert rows == [["parent", None], ["parent", "child"], ["changed", None]]
 
@@ -148,11 +152,13 @@ def test_the_environment_of_a_job_is_that_of_its_tasks_and_their_children(run_pr
     run_program(
         """
         import os, sys, fastray
-        fastray.init(num_cpus=2, runtime_env={"env_vars": {"J": "job", "K": "keep"}, "working_dir": sys.argv[1]})
+        job = {"env_vars": {"J": "job", "K": "keep"}, "working_dir": sys.argv[1]}
+        fastray.init(num_cpus=2, runtime_env=job)
 
         @fastray.remote
         def look():
-            return os.environ.get("J"), os.environ.get("K"), os.environ.get("TT"), os.path.basename(os.getcwd())
+            get = os.environ.get
+            return get("J"), get("K"), get("TT"), os.path.basename(os.getcwd())
 
         @fastray.remote
         def parent():

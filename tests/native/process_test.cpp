@@ -25,7 +25,7 @@ void work(Process& p, std::atomic<bool>& stop) {
       CHECK(run(p, h));
       p.spread(1000);
     } else {
-      (void)p.sleep_for_work(-1);
+      (void)p.sleep_for_work(p.wake_word(), -1);
     }
   }
 }
