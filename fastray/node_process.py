@@ -115,7 +115,6 @@ def _hello(cpus: int, namespace: str) -> dict[str, object]:
         "preload": [name for name in _PRELOAD if name in sys.modules],
         "script": script if isinstance(script, str) else "",
         "driver_pid": os.getpid(),
-        "namespace": namespace,
     }
 
 

@@ -1,6 +1,7 @@
 from typing import Any
 
-from fastray._native.decoder import loads as loads, loads_call as loads_call
+from fastray._native.decoder import loads as loads
+from fastray._native.decoder import loads_call as loads_call
 from fastray._native.decoder import take_reference as take_reference
 
 class Encoder: ...

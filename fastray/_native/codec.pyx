@@ -37,8 +37,7 @@ from fastray._native.codec_python cimport *
 from fastray._native.codec_write cimport *
 
 import sys
-from _pickle import dumps as _pickle_dumps
-from pickle import PickleBuffer
+from _pickle import PickleBuffer, dumps as _pickle_dumps
 
 from fastray._native import pickling
 from fastray._native.decoder import loads, loads_call, loads_pickle, take_reference  # part of our interface

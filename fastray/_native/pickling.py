@@ -19,15 +19,19 @@ import collections
 import copyreg
 import io
 import sys
-from collections.abc import Callable
-from pickle import PicklingError
-from typing import Any
+from _pickle import PicklingError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    BufferCallback = Callable[[Any], object]
 
 # Types with a serializer of the user's: cls -> reducer. The codec looks at it for every pickle, and
 # before it writes an array natively.
 custom: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
-BufferCallback = Callable[[Any], object]
 
 
 def dumps(value: object, buffer_callback: BufferCallback | None = None) -> bytes:

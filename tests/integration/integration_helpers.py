@@ -154,7 +154,7 @@ GONE_S = 1.0  # "within a second nothing is left"
 
 
 def marked_pids(mark):
-    """Living processes with PROGRAM_MARK=mark in their environment: a program, its node, workers, children."""
+    """Living processes with PROGRAM_MARK=mark in their environment: a program and all it started."""
     wanted = f"PROGRAM_MARK={mark}".encode()
     found = []
     for entry in os.listdir("/proc"):
