@@ -87,7 +87,8 @@ class Process {
   }
   uint64_t next_id() { return id_base_ | sequence_++; }
   // One more / one less reference held by this process, as owner or borrower.
-  void hold(Handle h);
+  // False when our ledger is full (a borrower of a million records): then nothing is held.
+  bool hold(Handle h);
   void drop(Handle h) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
@@ -240,6 +241,7 @@ class Process {
   void free_record(Handle h);
   void release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped);
   int release_blocks(Record& r, uint64_t w);  // the process to wake afterwards, or -1
+  uint32_t take_ledger_entry(Handle record, Handle container);
   void release_stream(Stream& s, std::vector<Handle>* dropped);
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);

@@ -36,6 +36,17 @@ void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator
 }
 
 bool Process::contain(Handle record, Handle container) {
+  uint32_t entry = take_ledger_entry(record, container);
+  if (entry == kLedgerEntries) return false;
+  Record& r = segment_.record(record);
+  if (r.owner == slot_) (void)hold(record);  // as owner: that is a count, and cannot fail
+  r.state.fetch_or(kFlagBorrowed, std::memory_order_acq_rel);
+  contained_.push_back(entry);
+  return true;
+}
+
+// An entry of our ledger, filled in; kLedgerEntries when there is none left.
+uint32_t Process::take_ledger_entry(Handle record, Handle container) {
   Ledger& ledger = segment_.ledger(slot_);
   uint32_t entry;
   if (!ledger_free_.empty()) {
@@ -43,17 +54,13 @@ bool Process::contain(Handle record, Handle container) {
     ledger_free_.pop_back();
   } else {
     entry = ledger.used.load(std::memory_order_relaxed);
-    if (entry >= kLedgerEntries) return false;
+    if (entry == kLedgerEntries) return entry;
     ledger.used.store(entry + 1, std::memory_order_release);
   }
-  Record& r = segment_.record(record);
-  if (r.owner == slot_) hold(record);
-  // SYNC POINT: ledger
+  // SYNC POINT: ledger (the entry is there before the owner can see the flag)
   ledger.entries[entry].container.store(container, std::memory_order_relaxed);
   ledger.entries[entry].record.store(record, std::memory_order_release);
-  r.state.fetch_or(kFlagBorrowed, std::memory_order_acq_rel);
-  contained_.push_back(entry);
-  return true;
+  return entry;
 }
 
 void Process::sweep_contained() {

@@ -144,37 +144,29 @@ void Process::recycle_returned(Record& r, Handle h) {
 
 // ---- holding ---------------------------------------------------------------------------------------
 
-void Process::hold(Handle h) {
+bool Process::hold(Handle h) {
   Record& r = segment_.record(h);
   if (r.owner != slot_ || (!borrows_.empty() && borrows_.count(h) != 0)) {
     auto [it, fresh] = borrows_.try_emplace(h, Borrow{0, 0, false});
     ++it->second.count;
-    if (!fresh) return;
-    Ledger& ledger = segment_.ledger(slot_);
-    uint32_t entry;
-    if (!ledger_free_.empty()) {
-      entry = ledger_free_.back();
-      ledger_free_.pop_back();
-    } else {
-      entry = ledger.used.load(std::memory_order_relaxed);
-      if (entry >= kLedgerEntries) abort();  // 262,144 distinct borrowed references in one process
-      ledger.used.store(entry + 1, std::memory_order_release);
+    if (!fresh) return true;
+    it->second.entry = take_ledger_entry(h, 0);
+    if (it->second.entry == kLedgerEntries) {
+      borrows_.erase(it);
+      return false;
     }
-    it->second.entry = entry;
-    // SYNC POINT: ledger (the entry is there before the owner can see the flag)
-    ledger.entries[entry].container.store(0, std::memory_order_relaxed);
-    ledger.entries[entry].record.store(h, std::memory_order_release);
     r.state.fetch_or(kFlagBorrowed, std::memory_order_acq_rel);
-    return;
+    return true;
   }
   uint64_t w = r.state.load(std::memory_order_relaxed);
   if (w & kFlagShared) {  // pins may be 0: dropped, and now given back to us by a borrower
     ++r.pins;
     if (w & kFlagDetached) r.state.fetch_and(~uint64_t{kFlagDetached}, std::memory_order_acq_rel);
-    return;
+    return true;
   }
   r.pins = 2;
   r.state.fetch_or(kFlagShared, std::memory_order_acq_rel);
+  return true;
 }
 
 void Process::drop_generic(Handle h) {

@@ -198,7 +198,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         uint32_t index_of_record(const Record* r)
         Handle handle_of(const Record* r)
         uint64_t next_id()
-        void hold(Handle h)
+        cbool hold(Handle h)
         void drop(Handle h)
         void unallocate(Record* r)
         void sweep()

@@ -182,8 +182,14 @@ cdef inline ObjectRef make_ref(Handle h):
     return ref
 
 
+cdef int hold(Handle h) except -1:
+    if not session.process.hold(h):
+        raise MemoryError("this process borrows more than 1,048,576 objects of others: drop references you no longer need")
+    return 0
+
+
 cdef ObjectRef make_held_ref(Handle h):
-    session.process.hold(h)
+    hold(h)
     return make_ref(h)
 
 
@@ -213,7 +219,7 @@ cdef class Stored:
 
 
 cdef Stored make_stored(Handle h, unsigned char* data, Py_ssize_t size, bint writable):
-    session.process.hold(h)
+    hold(h)
     cdef Stored s = make_unsealed(h, data, size)
     s.writable = writable
     return s

@@ -225,7 +225,7 @@ cdef int keep_references(Handle h, list references, bint contain) except -1:
         if not contain:
             session.process.hold(ref.handle)
         elif not session.process.contain(ref.handle, h):
-            raise RuntimeError("this process borrows too many references (262,144)")
+            raise MemoryError("this process borrows more than 1,048,576 objects of others")
     return 0
 
 

@@ -209,6 +209,8 @@ cdef int execute(Handle h) except -1:
         session.parent = index_of(h)
         session.depth = r.depth + 1
         p.set_depth(r.depth + 1)
+        if r.state.load() & kFlagCancel:  # it came while nothing ran here yet
+            raise KeyboardInterrupt
         started = ticks()
         result = call(h, r, f)
         finish(h, r, f, result)

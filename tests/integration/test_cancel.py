@@ -333,6 +333,27 @@ def test_thousands_are_cancelled_while_they_start_and_end():
         assert values >= 1000
 
 
+def test_a_cancellation_while_the_function_is_loaded_is_not_lost(place):
+    def load():
+        open_gate(place("loading"))
+        time.sleep(0.1)
+
+    class SlowToLoad:
+        def __reduce__(self):
+            return load, ()
+
+    slow = SlowToLoad()
+
+    @fastray.remote
+    def task():
+        time.sleep(600 if slow is None else 601)
+
+    ref = task.remote()
+    wait_for_gate(place("loading"))
+    fastray.cancel(ref)
+    assert_cancelled(ref)
+
+
 def test_an_interrupt_that_comes_late_hits_no_other_task():
     @fastray.remote
     def brief():

@@ -1,4 +1,4 @@
-"""Sessions of a program: init and shutdown in every order, local mode, forks, threads.."""
+"""Sessions of a program: init and shutdown in every order, local mode, forks, threads."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def test_sessions_follow_each_other_and_leave_nothing_open():
     for i in range(10):
         nodes.add(fastray.init(num_cpus=1)["node_pid"])
         if i % 2:
-            assert fastray.get([square.remote(k) for k in range(100)], timeout=GET_S) == [
-                k * k for k in range(100)
-            ]
+            assert fastray.get([square.remote(k) for k in range(100)], timeout=GET_S) == [k * k for k in range(100)]
         fastray.shutdown()
         assert not fastray.is_initialized()
         if i == 1:

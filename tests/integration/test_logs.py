@@ -27,7 +27,9 @@ def speak(text):
     print(text)
     print("to stderr", file=sys.stderr)
     return os.getpid()
-print("PID", fastray.get(speak.remote("hello")))
+pid = fastray.get(speak.remote("hello"))
+fastray.shutdown()
+print("PID", pid)
 """
     )
     pid = next(line.split()[1] for line in out if line.startswith("PID"))
@@ -76,6 +78,7 @@ def speak():
 try:
     fastray.get(speak.remote())
 except fastray.exceptions.WorkerCrashedError:
+    fastray.shutdown()  # all is printed now: two threads that print at once would mix their lines
     print("crashed")
 """
     )

@@ -83,9 +83,7 @@ def test_tasks_of_no_cpu_run_beside_tasks_that_hold_all(tmp_path):
     path, gate = str(tmp_path / "tally"), str(tmp_path / "gate")
     refs = [hold.remote(path, gate) for _ in range(4)]
     assert eventually(lambda: len(tally(path)) == 4)
-    assert fastray.get([quick.options(num_cpus=0).remote(i) for i in range(10)], timeout=GET_S) == list(
-        range(10)
-    )
+    assert fastray.get([quick.options(num_cpus=0).remote(i) for i in range(10)], timeout=GET_S) == list(range(10))
     open_gate(gate)
     fastray.get(refs, timeout=GET_S)
 
@@ -101,9 +99,7 @@ def test_classes_together_never_take_more_than_there_is(tmp_path):
         note(path, f"-{cpus}")
 
     shapes = [0.5, 1, 2, 3, 4, 1.5, 0.25]
-    fastray.get(
-        [use.options(num_cpus=shapes[i % 7]).remote(shapes[i % 7]) for i in range(210)], timeout=GET_S
-    )
+    fastray.get([use.options(num_cpus=shapes[i % 7]).remote(shapes[i % 7]) for i in range(210)], timeout=GET_S)
     level = peak = 0.0
     for step in map(float, tally(path)):
         level += step
@@ -124,6 +120,7 @@ def test_gpus_are_given_out_from_index_zero():
     def both():
         return sorted(fastray.get_gpu_ids()), os.environ["CUDA_VISIBLE_DEVICES"]
 
+    assert eventually(lambda: fastray.available_resources().get("GPU") == 2)  # no lease of an earlier test
     ids, visible = fastray.get(which.remote(), timeout=GET_S)
     assert [str(i) for i in ids] == [visible]
     assert visible == "0"
@@ -230,9 +227,7 @@ def test_small_tasks_are_not_starved_by_a_flood_of_big_ones():
 
 
 def test_many_classes_at_once_all_end():
-    refs = [
-        quick.options(num_cpus=(i % 40) / 10, resources={"lab": (i % 3) / 2}).remote(i) for i in range(600)
-    ]
+    refs = [quick.options(num_cpus=(i % 40) / 10, resources={"lab": (i % 3) / 2}).remote(i) for i in range(600)]
     assert fastray.get(refs, timeout=GET_S) == list(range(600))
 
 
@@ -248,10 +243,8 @@ def test_nested_tasks_of_other_classes_do_not_deadlock():
 
 def test_idle_workers_of_one_class_give_way_to_another():
     for options in ({"num_cpus": 1}, {"num_cpus": 4}, {"num_cpus": 2, "num_gpus": 1}, {"num_cpus": 0.5}) * 3:
-        assert fastray.get([quick.options(**options).remote(i) for i in range(10)], timeout=GET_S) == list(
-            range(10)
-        )
-    assert len(worker_pids()) < 40
+        assert fastray.get([quick.options(**options).remote(i) for i in range(10)], timeout=GET_S) == list(range(10))
+    assert eventually(lambda: len(worker_pids()) <= 10), worker_pids()
 
 
 def test_strategies_are_taken():
