@@ -184,7 +184,8 @@ class Process {
   // Marks each of them so that its completion wakes us; true when one is sealed already. GIL held.
   bool mark_awaited(const Handle* handles, size_t n);
   // Sleeps until one of the (marked) handles is sealed. Any thread, GIL released.
-  Wake sleep_on(const Handle* handles, size_t n, int64_t timeout_ns);
+  // `seen`: wake_word() from before the caller last looked, so that no wake-up since then is lost.
+  Wake sleep_on(const Handle* handles, size_t n, uint32_t seen, int64_t timeout_ns);
   static void wake_process(const Segment& segment, uint32_t slot);
   // Wakes another worker for whatever stands in our queues.
   void nudge();

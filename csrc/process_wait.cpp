@@ -148,7 +148,7 @@ bool Process::mark_awaited(const Handle* handles, size_t n) {
   return any;
 }
 
-Wake Process::sleep_on(const Handle* handles, size_t n, int64_t timeout_ns) {
+Wake Process::sleep_on(const Handle* handles, size_t n, uint32_t seen, int64_t timeout_ns) {
   auto any_sealed = [&] {
     for (size_t i = 0; i < n; ++i)
       if (sealed(handles[i])) return true;
@@ -157,8 +157,7 @@ Wake Process::sleep_on(const Handle* handles, size_t n, int64_t timeout_ns) {
   Proc& self = *self_;
   uint32_t lease = self.lease.load(std::memory_order_relaxed);
   bool in_task = self.kind == kProcWorker && self.claim.load(std::memory_order_relaxed) != 0 && lease != 0;
-  self.sleepers.fetch_add(1, std::memory_order_seq_cst);
-  uint32_t seen = self.futex.load(std::memory_order_seq_cst);  // SYNC POINT: proc-futex
+  self.sleepers.fetch_add(1, std::memory_order_seq_cst);  // SYNC POINT: proc-futex
   int result = 0;
   if (!any_sealed()) {
     if (in_task) {

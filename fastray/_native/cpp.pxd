@@ -226,7 +226,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         cbool sealed(Handle h)
         cbool spin_until_sealed(Handle h)
         cbool mark_awaited(const Handle* handles, size_t n)
-        Wake sleep_on(const Handle* handles, size_t n, int64_t timeout_ns)
+        Wake sleep_on(const Handle* handles, size_t n, uint32_t seen, int64_t timeout_ns)
         void nudge()
         void ring_bell()
         Handle poll_for_work(cbool spin)

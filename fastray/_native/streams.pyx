@@ -31,6 +31,10 @@ from fastray._native.values cimport error_of, write_value
 from fastray._native.wait cimport deadline_of, wait_handles
 
 
+cdef enum:
+    CHECK_NS = 500000000  # a producer without room looks this often whether its consumer still lives
+
+
 cdef inline Stream* stream_of(Record* r) noexcept:
     return <Stream*>r.result
 
@@ -73,8 +77,10 @@ cdef class ObjectRefGenerator:
         cdef Record* t
         cdef Stream* s
         cdef int64_t deadline = deadline_of(timeout)
+        cdef uint32_t seen
         while True:
             check_ref(self.task)
+            seen = session.process.wake_word()
             t = &session.records[index_of(self.task.handle)]
             s = stream_of(t)
             if s.produced.load() > s.consumed.load():
@@ -86,7 +92,7 @@ cdef class ObjectRefGenerator:
                     self.failed = True
                     raise error_of(t)  # once, after the items made before
                 return None
-            if wait_handles(&self.task.handle, 1, deadline) == 0:
+            if wait_handles(&self.task.handle, 1, seen, deadline) == 0:
                 from fastray.exceptions import GetTimeoutError
                 raise GetTimeoutError(f"no new item of {self.task!r} within {timeout} s")
 
@@ -209,16 +215,19 @@ cdef int link_item(Stream* s, Handle h, uint32_t index) except -1:
 cdef int wait_for_room(Record* t, Stream* s) except -1:
     """Backpressure: sleeps while the consumer is `ahead_max` items behind."""
     cdef Handle none = 0
+    cdef uint32_t seen
     if s.ahead_max == 0:
         return 1
     s.producer_sleeps.store(session.slot + 1)
     try:
-        while s.produced.load() - s.consumed.load() >= s.ahead_max:
+        while True:
+            seen = session.process.wake_word()
+            if s.produced.load() - s.consumed.load() < s.ahead_max:
+                return 1
             if t.state.load() & (kFlagDetached | kFlagCancel):
                 return 0
             with nogil:
-                session.process.sleep_on(&none, 0, 100000000)
+                session.process.sleep_on(&none, 0, seen, CHECK_NS)
             PyErr_CheckSignals()
-        return 1
     finally:
         s.producer_sleeps.store(0)

@@ -173,7 +173,7 @@ cdef Offset wait_for_room(const PayloadShape& shape, Handle h, PayloadView* view
         for slot in range(1, p.segment().header().procs_used.load()):
             Process.wake_process(p.segment(), slot)
         with nogil:
-            p.sleep_on(&none, 0, FULL_STEP_NS)
+            p.sleep_on(&none, 0, p.wake_word(), FULL_STEP_NS)
         PyErr_CheckSignals()
         offset = p.make_payload(shape, h, view)
         if offset != 0:

@@ -60,7 +60,7 @@ cdef int session_ended() except -1:
     raise StaleReferenceError("the fastray session ended (shutdown) while this call waited for a reference of it")
 
 
-cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) except -1:
+cdef int wait_handles(const Handle* handles, Py_ssize_t n, uint32_t seen, int64_t deadline) except -1:
     cdef Process* process = session.process
     cdef uint32_t epoch = session.epoch
     cdef int64_t slice_ns
@@ -76,7 +76,7 @@ cdef int wait_handles(const Handle* handles, Py_ssize_t n, int64_t deadline) exc
             if slice_ns <= 0:
                 return 0
         with nogil:
-            wake = process.sleep_on(handles, n, slice_ns)
+            wake = process.sleep_on(handles, n, seen, slice_ns)
         if session.epoch != epoch or session.process == NULL:
             session_ended()
         if wake == Wake.kSealed:
@@ -104,7 +104,7 @@ cdef object get_one(ObjectRef ref, object timeout, bint writable):
     if not is_sealed(r.state.load()) and not (timeout is None and session.process.spin_until_sealed(ref.handle)):
         deadline = deadline_of(timeout)
         while not is_sealed(r.state.load()):
-            if wait_handles(&ref.handle, 1, deadline) == 0:
+            if wait_handles(&ref.handle, 1, session.process.wake_word(), deadline) == 0:
                 raise timed_out(timeout, 0, 1)
             check_ref(ref)
     if writable:
@@ -192,7 +192,7 @@ cdef int wait_for_element(list refs, Py_ssize_t i, Py_ssize_t n, Record* r, obje
     while not is_sealed(r.state.load()):
         last = last_unsealed(refs, i, last)
         ref = <ObjectRef>refs[last]
-        if wait_handles(&ref.handle, 1, deadline) == 0:
+        if wait_handles(&ref.handle, 1, session.process.wake_word(), deadline) == 0:
             if is_sealed(r.state.load()):
                 return 0
             raise timed_out(timeout, i, n)
@@ -300,7 +300,7 @@ cdef object wait_list(list refs, Py_ssize_t n, Py_ssize_t need, int64_t deadline
                     left += 1
             if deadline < 0 and ready + 1 >= need and spin_any(pending, left):
                 continue
-            if wait_handles(pending, left, deadline) == 0:
+            if wait_handles(pending, left, session.process.wake_word(), deadline) == 0:
                 return split(refs, n, need)
             if session.process == NULL:
                 check_ref(<ObjectRef>refs[0])
@@ -311,18 +311,20 @@ cdef object wait_list(list refs, Py_ssize_t n, Py_ssize_t need, int64_t deadline
 cdef object wait_streams(list refs, Py_ssize_t need, int64_t deadline):
     """`wait` over references and generators; a generator is ready when its next item is there, or its end."""
     cdef list plain = [ref if type(ref) is ObjectRef else ref._task() for ref in refs]
-    check_elements(plain)
     cdef Handle* handles = <Handle*>PyMem_Malloc(len(refs) * sizeof(Handle))
     cdef Py_ssize_t left
+    cdef uint32_t seen
     try:
         while True:
+            check_elements(plain)
+            seen = session.process.wake_word()
             ready = [ref for ref in refs if is_ready(ref)][:need]
             rest = [ref for ref in refs if not any([ref is r for r in ready])]
             left = 0
             for ref in rest:
                 handles[left] = (<ObjectRef>(ref if type(ref) is ObjectRef else ref._task())).handle
                 left += 1
-            if len(ready) == need or wait_handles(handles, left, deadline) == 0:
+            if len(ready) == need or wait_handles(handles, left, seen, deadline) == 0:
                 return ready, rest
     finally:
         PyMem_Free(handles)
@@ -373,6 +375,7 @@ def ready_now(list refs, timeout=None):
     cdef Handle* pending = <Handle*>PyMem_Malloc((n + 1) * sizeof(Handle))
     cdef ObjectRef ref
     cdef list ready = []
+    cdef uint32_t seen = session.process.wake_word() if session.process != NULL else 0
     try:
         for k in range(n):
             ref = <ObjectRef>refs[k]
@@ -383,7 +386,7 @@ def ready_now(list refs, timeout=None):
                 left += 1
         if ready or timeout == 0:
             return ready
-        wait_handles(pending, left, deadline_of(timeout))
+        wait_handles(pending, left, seen, deadline_of(timeout))
         if session.process == NULL:
             return ready
         return [ref for ref in refs if is_sealed(session.records[index_of(ref.handle)].state.load())]

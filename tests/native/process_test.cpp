@@ -14,7 +14,7 @@ void wait_for(Process& p, Handle h) {
   while (!p.sealed(h)) {
     p.nudge();
     if (p.mark_awaited(&h, 1)) return;
-    (void)p.sleep_on(&h, 1, -1);
+    (void)p.sleep_on(&h, 1, p.wake_word(), -1);
   }
 }
 
