@@ -15,17 +15,20 @@ inline void add(ProcSet& s, uint32_t slot) {
   s.summary.fetch_or(uint64_t{1} << slot / 64, std::memory_order_seq_cst);
 }
 
+// The summary of one word, after the word lost members. Somebody may add to it meanwhile: then the summary
+// must say so again.
+inline void update_summary(ProcSet& s, uint32_t w) {
+  uint64_t mask = uint64_t{1} << w;
+  if (s.words[w].load(std::memory_order_seq_cst) == 0) s.summary.fetch_and(~mask, std::memory_order_seq_cst);
+  if (s.words[w].load(std::memory_order_seq_cst) != 0) s.summary.fetch_or(mask, std::memory_order_seq_cst);
+}
+
 // True when the bit was set and this call cleared it.
 inline bool take(ProcSet& s, uint32_t slot) {
   uint64_t bit = uint64_t{1} << slot % 64;
   auto& word = s.words[slot / 64];
   uint64_t old = word.fetch_and(~bit, std::memory_order_seq_cst);
-  if ((old & ~bit) == 0) {
-    uint64_t mask = uint64_t{1} << slot / 64;
-    s.summary.fetch_and(~mask, std::memory_order_seq_cst);
-    // somebody may have added between the two: then the summary must say so again
-    if (word.load(std::memory_order_seq_cst) != 0) s.summary.fetch_or(mask, std::memory_order_seq_cst);
-  }
+  if ((old & ~bit) == 0) update_summary(s, slot / 64);
   return (old & bit) != 0;
 }
 

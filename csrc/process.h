@@ -6,6 +6,7 @@
 //
 //   process_records.cpp   allocate, hold, drop, free; payloads
 //   process_tasks.cpp     publish, dependencies, claim, seal, cancel
+//   process_returns.cpp   several returns, streams
 //   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
 //   process_wait.cpp      sleeping and waking
 #pragma once
@@ -213,6 +214,20 @@ class Process {
   // Becomes the owner of a record somebody else made for us (stream items).
   void adopt(Handle h, uint32_t pins);
 
+  // ---- several returns, streams ----------------------------------------------------------------
+  // Records for the r.ret return values of a task that is not published yet. False: no room.
+  bool make_promises(Record& r, Handle h);
+  // Undoes it, when the task cannot be published after all.
+  void drop_promises(Record& r, uint32_t made);
+  static Stream& stream_of(Record& r) { return *reinterpret_cast<Stream*>(r.result); }
+  static Item& item_of(Record& r) { return *reinterpret_cast<Item*>(r.args); }
+  // Producer: a record for item `number`, its value to be written; nullptr when the table is full.
+  Record* begin_item(Handle task, uint32_t number);
+  // Its value is written: behind the last item. One store publishes it.
+  void append_item(Handle task, Record* item, State state, uint64_t flags);
+  // Consumer: the next item, held once for the caller; 0 when there is none yet.
+  Handle take_item(Handle task);
+
   QueueProducer* producer(uint32_t cls) {
     if (cls < producers_.size() && producers_[cls] != nullptr) [[likely]] return producers_[cls].get();
     return make_producer(cls);
@@ -234,8 +249,7 @@ class Process {
   void collect_returned();
   void recycle(Record& r, uint64_t w, uint32_t index) {
     // SYNC POINT: record-state (release: nobody sees the next life before this one's end)
-    uint32_t gen = word_gen(w) + 1;
-    r.state.store(uint64_t{gen == 0 ? 1u : gen} << kGenShift, std::memory_order_release);
+    r.state.store(next_life(w), std::memory_order_release);
     free_.push_back(index);
   }
   void drop_generic(Handle h);
@@ -244,6 +258,7 @@ class Process {
   int release_blocks(Record& r, uint64_t w);  // the process to wake afterwards, or -1
   uint32_t take_ledger_entry(Handle record, Handle container);
   void release_stream(Stream& s, std::vector<Handle>* dropped);
+  Handle next_item(const Stream& s) const;
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);
   void let_go(Record& r, const Handle* handles, uint32_t n);

@@ -38,9 +38,7 @@ void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator
 bool Process::contain(Handle record, Handle container) {
   uint32_t entry = take_ledger_entry(record, container);
   if (entry == kLedgerEntries) return false;
-  Record& r = segment_.record(record);
-  if (r.owner == slot_) (void)hold(record);  // as owner: that is a count, and cannot fail
-  r.state.fetch_or(kFlagBorrowed, std::memory_order_acq_rel);
+  segment_.record(record).state.fetch_or(kFlagBorrowed, std::memory_order_acq_rel);
   contained_.push_back(entry);
   return true;
 }
@@ -73,12 +71,10 @@ void Process::sweep_contained() {
       ++i;
       continue;
     }
-    Handle record = entry.record.load(std::memory_order_relaxed);
     clear_entry(segment_, entry);
     ledger_free_.push_back(contained_[i]);
     contained_[i] = contained_.back();
     contained_.pop_back();
-    if (segment_.record(record).owner == slot_) drop(record);
   }
 }
 

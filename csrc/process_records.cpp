@@ -135,8 +135,7 @@ void Process::recycle_returned(Record& r, Handle h) {
   if (home == slot_) return recycle(r, r.state.load(std::memory_order_relaxed), index_of(h));
   self_->acting.store(h, std::memory_order_release);  // the reaper finishes the return after our death
   r.owner = kOwnerReturned;
-  uint32_t gen = gen_of(h) + 1;
-  r.state.store(uint64_t{gen == 0 ? 1u : gen} << kGenShift, std::memory_order_release);
+  r.state.store(next_life(r.state.load(std::memory_order_relaxed)), std::memory_order_release);
   segment_.returned(chunk)[bit / 64].fetch_or(uint64_t{1} << bit % 64, std::memory_order_acq_rel);
   segment_.proc(home).returned.fetch_add(1, std::memory_order_release);  // SYNC POINT: record-returned
   self_->acting.store(0, std::memory_order_release);
@@ -183,15 +182,6 @@ void Process::drop_generic(Handle h) {
     return;
   }
   free_record(h);
-}
-
-void Process::adopt(Handle h, uint32_t pins) {
-  Record& r = segment_.record(h);
-  uint32_t chunk = index_of(h) / kChunkRecords;
-  self_->chunks[chunk / 64].fetch_or(uint64_t{1} << chunk % 64, std::memory_order_acq_rel);
-  r.owner = static_cast<uint16_t>(slot_);
-  r.pins = pins;
-  r.state.fetch_or(kFlagShared, std::memory_order_acq_rel);
 }
 
 // The last reference of ours is gone. Not recursive: a chain of a million records ends here too.
@@ -244,7 +234,7 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
     dropped->insert(dropped->end(), view.handles, view.handles + view.header->references);
   }
   if (r.kind == kTask && (w & kFlagMulti) && segment_.function(r.function).flags & kStreaming)
-    release_stream(*reinterpret_cast<Stream*>(r.result), dropped);
+    release_stream(stream_of(r), dropped);
   if (r.kind == kPromise) dropped->push_back(r.args_heap.offset);  // the producer's handle stands here
   int maker = release_blocks(r, w);
   if (r.kind == kItem)
@@ -289,19 +279,6 @@ int Process::release_blocks(Record& r, uint64_t w) {
     unlink(kFlagResultHeap | kFlagRefs, block);
   }
   return holder;
-}
-
-// Items nobody took, and the one kept for its link.
-void Process::release_stream(Stream& s, std::vector<Handle>* dropped) {
-  uint32_t left = s.produced.load(std::memory_order_acquire) - s.consumed.load(std::memory_order_relaxed);
-  Handle item = s.cursor == 0 ? s.first.load(std::memory_order_acquire)
-                              : reinterpret_cast<Handle*>(segment_.record(s.cursor).args)[0];
-  if (s.cursor != 0) dropped->push_back(s.cursor);
-  for (; left > 0; --left) {
-    adopt(item, 1);
-    dropped->push_back(item);
-    item = reinterpret_cast<Handle*>(segment_.record(item).args)[0];
-  }
 }
 
 // ---- sweeping --------------------------------------------------------------------------------------

@@ -201,17 +201,6 @@ bool Process::backlog(const Class& c) const {
 
 // ---- ends ------------------------------------------------------------------------------------------
 
-bool Process::seal_promise(Handle h, State state, uint64_t flags) {
-  Record& r = segment_.record(h);
-  uint64_t w = r.state.load(std::memory_order_relaxed), next;
-  do {
-    if (state_of(w) != kPromised || word_gen(w) != gen_of(h)) return false;
-    next = with_state(w, state, w & kFlagEdges ? kWalking : 0) | flags;
-  } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
-  if ((w & (kFlagAwaited | kFlagEdges)) != 0 || state == kFailed) after_seal(r, h, w);
-  return true;
-}
-
 bool Process::retry(Handle h) {
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_relaxed), next;
@@ -250,10 +239,11 @@ bool Process::cancel(Handle h, int* running) {
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);
   for (;;) {
-    if (word_gen(w) != gen_of(h) || is_sealed(w) || state_of(w) == kFree) return false;
-    if (state_of(w) == kClaimed) {
-      if (!r.state.compare_exchange_weak(w, w | kFlagCancel, std::memory_order_acq_rel)) continue;
-      *running = static_cast<int>(word_holder(w));
+    bool over = word_gen(w) != gen_of(h) || is_sealed(w) || state_of(w) == kFree;
+    if (over || state_of(w) == kClaimed) {
+      if (!over && !r.state.compare_exchange_weak(w, w | kFlagCancel, std::memory_order_acq_rel)) continue;
+      if (!over) *running = static_cast<int>(word_holder(w));
+      self_->acting.store(0, std::memory_order_release);
       return false;
     }
     self_->acting.store(h, std::memory_order_release);  // the reaper finishes this after our death
@@ -279,7 +269,7 @@ uint64_t Process::write_failure(Record& r, Handle h, ErrorCode code, const void*
       view.codec[0] = code;
       if (bytes != 0) memcpy(view.codec + 1, more, bytes);
     }
-    reinterpret_cast<Stream*>(r.result)->error = offset;
+    stream_of(r).error = offset;
     return 0;
   }
   const Handle* promises = promise_handles(segment_, r);
@@ -291,11 +281,6 @@ uint64_t Process::write_failure(Record& r, Handle h, ErrorCode code, const void*
     seal_promise(promises[i], kFailed, flags);
   }
   return 0;
-}
-
-const Handle* Process::promise_handles(const Segment& segment, const Record& r) {
-  auto* returns = reinterpret_cast<const Returns*>(r.result);
-  return r.ret > Returns::kInline ? segment.at<Handle>(returns->list) : returns->handles;
 }
 
 }  // namespace fastray

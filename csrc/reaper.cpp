@@ -8,13 +8,13 @@
 
 namespace fastray {
 
-// Half-made stream items go before the task may run again: the next run makes items with the same numbers.
+// A stream is repaired before its task may run again: the next run makes items with the same numbers.
 // Records are adopted before the ledger is cleared: adopted arguments are borrowed by the node first.
 void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   Proc& p = segment_.proc(slot);
   p.state.store(kProcDead, std::memory_order_release);
   leave_sets(slot);
-  drop_half_made_items(slot);
+  repair_stream(slot);
   settle(slot, p.acting.load(std::memory_order_acquire), crash);
   p.acting.store(0, std::memory_order_release);
   settle(slot, p.claim.load(std::memory_order_acquire), crash);
@@ -88,6 +88,7 @@ void Reaper::requeue(Record& r, Handle h, uint64_t w) {
   else if (r.attempts < 255)
     ++r.attempts;
   if (field < most) ++field;
+  repair_results(r, h, w);
   uint64_t next;
   do {
     if (w & kFlagCancel) {
@@ -114,13 +115,24 @@ void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
 // Sealed, by the dead process or by us: whoever waits for it, or for one of its returns, must know.
 void Reaper::announce(Record& r, Handle h) {
   node_.notify_again(h);
-  uint64_t w = r.state.load(std::memory_order_acquire);
+  repair_results(r, h, r.state.load(std::memory_order_acquire));
+}
+
+// What the run that died left of several results: promises that are sealed, their edges not walked; the error of
+// a stream, whose block goes with the dead one's memory. The task itself may be sealed and its owner free it
+// meanwhile: then all knew.
+void Reaper::repair_results(Record& r, Handle h, uint64_t w) {
   if (word_gen(w) != gen_of(h) || !(w & kFlagMulti) || r.kind != kTask) return;
-  if (segment_.function(r.function).flags & kStreaming) return;  // its consumer is woken with everyone
+  if (segment_.function(r.function).flags & kStreaming) {  // its consumer is woken with everyone
+    if (!is_sealed(w)) Process::stream_of(r).error = 0;
+    return;
+  }
+  auto freed = [&] { return word_gen(r.state.load(std::memory_order_acquire)) != gen_of(h); };
   std::vector<Handle> promises(r.ret);
   const Handle* handles = Process::promise_handles(segment_, r);
-  std::copy(handles, handles + r.ret, promises.begin());
-  if (word_gen(r.state.load(std::memory_order_acquire)) != gen_of(h)) return;  // freed meanwhile: all knew
+  if (freed()) return;  // before they are read: `handles` may be anything
+  std::copy(handles, handles + promises.size(), promises.begin());
+  if (freed()) return;
   for (Handle p : promises)
     if (p != 0 && index_of(p) < kRecordsMax) node_.notify_again(p);
 }
@@ -187,7 +199,7 @@ void Reaper::retire_queues(uint32_t slot) {
 
 // ---- tables and sleepers ---------------------------------------------------------------------------
 
-// Entries it was writing when it died are free again.
+// Entries it was writing when it died are free again; a class it had finished is counted.
 void Reaper::clear_tables(uint32_t slot) {
   Header& header = segment_.header();
   uint32_t functions = std::min(header.functions_used.load(std::memory_order_acquire) + 64, kFunctionsMax);
@@ -199,22 +211,25 @@ void Reaper::clear_tables(uint32_t slot) {
       f.state.compare_exchange_strong(state, 0, std::memory_order_acq_rel);
     }
   }
-  uint32_t classes = std::min(header.classes_used.load(std::memory_order_acquire) + 64, kClassesMax);
-  for (uint32_t i = 0; i < classes; ++i) {
-    uint32_t writing = entry_writing(slot);
-    segment_.cls(i).state.compare_exchange_strong(writing, 0, std::memory_order_acq_rel);
+  uint32_t used = header.classes_used.load(std::memory_order_acquire);
+  for (uint32_t i = 0; i < std::min(used + 64, kClassesMax); ++i) {
+    uint32_t state = entry_writing(slot);
+    if (segment_.cls(i).state.compare_exchange_strong(state, 0, std::memory_order_acq_rel)) continue;
+    while (state == kEntryUsed && used < i + 1 &&  // made, but not counted
+           !header.classes_used.compare_exchange_weak(used, i + 1, std::memory_order_acq_rel)) {
+    }
   }
 }
 
-// A set's summary is written after its words: a process killed in between leaves a bit nobody finds.
+// A set's summary is written after its words: a process killed in between leaves a bit nobody finds, or a
+// summary of nothing, which would tell submitters for ever that somebody looks for work.
 void Reaper::repair_sets() {
   uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
   for (uint32_t c = 0; c < classes; ++c) {
     Class& cls = segment_.cls(c);
     for (ProcSet* set : {&cls.sleeping, &cls.polling, &cls.producers})
       for (uint32_t w = 0; w < kProcsMax / 64; ++w)
-        if (set->words[w].load(std::memory_order_seq_cst) != 0)
-          set->summary.fetch_or(uint64_t{1} << w, std::memory_order_seq_cst);
+        proc_set::update_summary(*set, w);
   }
 }
 

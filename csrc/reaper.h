@@ -51,6 +51,7 @@ class Reaper {
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
   void requeue(Record& r, Handle h, uint64_t w);
   void announce(Record& r, Handle h);
+  void repair_results(Record& r, Handle h, uint64_t w);
   void finish_return(Record& r, Handle h);
   void retire_queues(uint32_t slot);
   void clear_tables(uint32_t slot);
@@ -58,12 +59,13 @@ class Reaper {
   void wake_everyone();
 
   // reaper_records.cpp
-  void drop_half_made_items(uint32_t slot);
+  void repair_stream(uint32_t slot);
+  bool free_private(Record& r, uint64_t w);
   std::vector<uint32_t> chunks_of(uint32_t slot, bool only_home) const;
   void adopt_records(uint32_t slot);
-  void count_references(const std::vector<Handle>& adopted, uint32_t slot);
+  void count_references(const std::vector<Handle>& adopted);
   void count_one(Handle h);
-  void adopt_stream(Record& r, uint32_t slot);
+  void adopt_stream(Record& r);
   void take_ledger(uint32_t slot);
   void go_on(const std::vector<Handle>& adopted);
   void abort_unwanted(uint32_t slot);

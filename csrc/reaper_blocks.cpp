@@ -12,7 +12,7 @@ bool Reaper::is_live(void* self, Handle h, Offset block) {
   if (index_of(h) == 0 || (gen_of(h) & kBlockUseMask) != 0) {
     uint32_t name = gen_of(h) & ~kBlockUseMask;
     if ((gen_of(h) & kBlockUseMask) == kBlockBlob && index_of(h) == 0)
-      return name < kFunctionsMax && segment.function(name).state.load(std::memory_order_acquire) != 0 &&
+      return name < kFunctionsMax && segment.function(name).state.load(std::memory_order_acquire) == kEntryUsed &&
              segment.function(name).blob == block;
     if ((gen_of(h) & kBlockUseMask) == kBlockRing && index_of(h) == 0)
       return name < kQueuesMax && segment.queue(name).in_use.load(std::memory_order_acquire) != 0 &&

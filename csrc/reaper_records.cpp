@@ -33,23 +33,26 @@ std::vector<uint32_t> Reaper::chunks_of(uint32_t slot, bool only_home) const {
   return chunks;
 }
 
-// Items the dead worker had begun: nobody has been told of them.
-void Reaper::drop_half_made_items(uint32_t slot) {
+// The stream it was making: items that are not published go, nobody has been told of them; the last that is
+// published is named as such. The task's id tells its items from those of another life of its record.
+void Reaper::repair_stream(uint32_t slot) {
   Handle task = segment_.proc(slot).claim.load(std::memory_order_acquire);
   if (task == 0 || index_of(task) >= kRecordsMax) return;
   Record& t = segment_.record(task);
   uint64_t w = t.state.load(std::memory_order_acquire);
-  if (word_gen(w) != gen_of(task) || is_sealed(w) || !is_streaming(segment_, t, w)) return;
-  uint32_t produced = reinterpret_cast<Stream*>(t.result)->produced.load(std::memory_order_acquire);
+  if (word_gen(w) != gen_of(task) || state_of(w) != kClaimed || word_holder(w) != slot) return;
+  if (!is_streaming(segment_, t, w)) return;
+  Stream& s = Process::stream_of(t);
+  uint64_t produced = s.produced.load(std::memory_order_acquire);  // SYNC POINT: stream
   for (uint32_t c : chunks_of(slot, true)) {
     for (uint32_t i = 0; i < kChunkRecords; ++i) {
-      Record& r = segment_.record(c * kChunkRecords + i);
+      uint32_t index = c * kChunkRecords + i;
+      Record& r = segment_.record(index);
       uint64_t item = r.state.load(std::memory_order_acquire);
-      if (state_of(item) == kFree || r.kind != kItem || r.parent != index_of(task)) continue;
-      // numbers are 16 bits: the half-made one is the next, or the one after it
-      if (static_cast<uint16_t>(r.ret - static_cast<uint16_t>(produced)) > 1) continue;
-      uint32_t gen = word_gen(item) + 1;
-      r.state.store(uint64_t{gen == 0 ? 1u : gen} << kGenShift, std::memory_order_release);
+      if (state_of(item) == kFree || r.kind != kItem || r.id != t.id) continue;
+      uint64_t number = Process::item_of(r).number;
+      if (number >= produced) r.state.store(next_life(item), std::memory_order_release);
+      if (number + 1 == produced) s.last.store(make_handle(index, word_gen(item)), std::memory_order_release);
     }
   }
 }
@@ -63,7 +66,7 @@ void Reaper::adopt_records(uint32_t slot) {
       uint32_t index = c * kChunkRecords + i;
       Record& r = segment_.record(index);
       uint64_t w = r.state.load(std::memory_order_acquire);
-      if (state_of(w) == kFree || owner_of(r) != slot) continue;
+      if (state_of(w) == kFree || owner_of(r) != slot || free_private(r, w)) continue;
       Handle h = make_handle(index, word_gen(w));
       r.pins = 1;  // the guard
       auto borrow = node_.borrows_.find(h);
@@ -77,15 +80,25 @@ void Reaper::adopt_records(uint32_t slot) {
       adopted.push_back(h);
     }
   }
-  count_references(adopted, slot);
+  count_references(adopted);
   take_ledger(slot);
   for (Handle h : adopted) node_.drop(h);
   abort_unwanted(slot);
   go_on(adopted);
 }
 
+// What nobody but the dead one could seal, and nobody else has heard of: memory of an empty() that was never
+// put, promises of a task that was not published. Their blocks go with its memory.
+bool Reaper::free_private(Record& r, uint64_t w) {
+  if (state_of(w) != kPromised) return false;
+  bool unpublished = r.kind == kPromise && state_of(segment_.record(r.args_heap.offset).state.load()) == kFree;
+  if (r.kind != kObject && !unpublished) return false;
+  r.state.store(next_life(w), std::memory_order_release);
+  return true;
+}
+
 // Exactly what Process::release_parts will drop.
-void Reaper::count_references(const std::vector<Handle>& adopted, uint32_t slot) {
+void Reaper::count_references(const std::vector<Handle>& adopted) {
   for (Handle h : adopted) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
@@ -99,7 +112,7 @@ void Reaper::count_references(const std::vector<Handle>& adopted, uint32_t slot)
       for (uint32_t i = 0; i < view.header->references; ++i) count_one(view.handles[i]);
     }
     if (r.kind == kPromise) count_one(r.args_heap.offset);
-    if (is_streaming(segment_, r, w)) adopt_stream(r, slot);
+    if (is_streaming(segment_, r, w)) adopt_stream(r);
   }
 }
 
@@ -109,28 +122,19 @@ void Reaper::count_one(Handle h) {
   node_.hold(h);
 }
 
-// Nobody will take its items any more: they stay until the task is freed, and its producer is to stop.
-void Reaper::adopt_stream(Record& r, uint32_t slot) {
-  Stream& s = *reinterpret_cast<Stream*>(r.result);
-  auto take = [&](Handle item) {
-    Record& i = segment_.record(item);
-    if (owner_of(i) == slot) {
-      i.pins = 0;
-      i.state.fetch_or(kFlagShared, std::memory_order_acq_rel);
-      std::atomic_ref<uint16_t>(i.owner).store(static_cast<uint16_t>(node_.slot_), std::memory_order_release);
-    }
-    ++i.pins;
-  };
-  uint32_t produced = s.produced.load(std::memory_order_acquire);
-  uint32_t left = produced - s.consumed.load(std::memory_order_relaxed);
-  Handle item = s.first.load(std::memory_order_acquire);
-  if (s.cursor != 0) {
-    take(s.cursor);
-    item = reinterpret_cast<Handle*>(segment_.record(s.cursor).args)[0];
+// Nobody will take its items any more: they stay until the task is freed, and its producer is to stop. The
+// consumer may have died between the cursor and `consumed`, or have made itself the owner of the next item.
+void Reaper::adopt_stream(Record& r) {
+  Stream& s = Process::stream_of(r);
+  Handle cursor = s.cursor.load(std::memory_order_acquire);
+  if (cursor != 0) {
+    Record& taken = segment_.record(cursor);
+    ++taken.pins;
+    s.consumed.store(static_cast<uint32_t>(Process::item_of(taken).number) + 1, std::memory_order_release);
   }
-  for (; left > 0 && item != 0; --left) {
-    take(item);
-    item = reinterpret_cast<Handle*>(segment_.record(item).args)[0];
+  if (s.produced.load(std::memory_order_acquire) != s.consumed.load(std::memory_order_relaxed)) {
+    Record& next = segment_.record(node_.next_item(s));
+    if (owner_of(next) == node_.slot_) ++next.pins;
   }
   r.state.fetch_or(kFlagCancel | kFlagDetached, std::memory_order_acq_rel);
   s.producer_sleeps.store(0, std::memory_order_release);

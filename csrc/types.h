@@ -87,6 +87,11 @@ constexpr bool is_sealed(uint64_t w) { return state_of(w) == kDone || state_of(w
 // Holder of a sealed record whose edges are still being walked: it must not be freed yet.
 inline constexpr uint32_t kWalking = 0xFFF;
 constexpr bool is_walked(uint64_t w) { return is_sealed(w) && word_holder(w) == kWalking; }
+// The word of a record that was freed: the next generation, never 0.
+constexpr uint64_t next_life(uint64_t w) {
+  uint32_t gen = word_gen(w) + 1;
+  return uint64_t{gen == 0 ? 1u : gen} << kGenShift;
+}
 constexpr uint64_t with_state(uint64_t w, State s, uint32_t holder) {
   return (w & ~(kStateMask | kHolderMask)) | s | uint64_t{holder} << kHolderShift;
 }
@@ -102,6 +107,8 @@ enum Kind : uint8_t {
 inline constexpr uint8_t kArgsInHeap = 0xFF;
 // Owner of a record on its way back to the process whose chunk it is in (see recycle_returned).
 inline constexpr uint16_t kOwnerReturned = 0xFFFF;
+// Owner of a stream's item that was not taken yet: it lives and dies with the stream.
+inline constexpr uint16_t kOwnerStream = 0xFFFE;
 
 // A payload (arguments or result in the data area): this header, then `handles` 8-byte handles
 // (dependencies first), then `codec_bytes` of codec, then the out-of-band buffers, each at a
@@ -120,6 +127,17 @@ struct HeapRef {
   uint64_t bytes;
 };
 
+// A count with one writer at a time; others may read it as a hint. Every access is relaxed.
+struct RelaxedCount {
+  std::atomic<uint32_t> value;
+  operator uint32_t() const { return value.load(std::memory_order_relaxed); }
+  RelaxedCount& operator=(uint32_t n) { return value.store(n, std::memory_order_relaxed), *this; }
+  uint32_t operator++() { return *this = *this + 1u; }
+  uint32_t operator--() { return *this = *this - 1u; }
+  void operator+=(uint32_t n) { *this = *this + n; }
+};
+static_assert(sizeof(RelaxedCount) == 4);
+
 struct alignas(kCacheLine) Record {
   // spec line: written by the owner before publishing, then read-only (but `pins`, `attempts`)
   uint64_t id;         // incarnation of the first owner << 40 | its sequence number
@@ -127,7 +145,7 @@ struct alignas(kCacheLine) Record {
   uint16_t owner;      // process slot, or kOwnerReturned
   uint16_t cls;        // scheduling class
   uint32_t parent;     // record index of the submitting task; of the producer for promises; or 0
-  uint32_t pins;       // owner-private: how often the owner holds it, when kFlagShared
+  RelaxedCount pins;   // the owner's: how often it holds it, when kFlagShared; others read a hint
   uint8_t kind;
   uint8_t depth;       // nesting depth of the task
   uint16_t ret;        // number of this return value / number of returns of a task
@@ -157,16 +175,21 @@ struct Returns {
   uint64_t handles[kInline]; // the promises, in order
 };
 struct Stream {
-  std::atomic<uint64_t> first;     // handle of item 0; item k's args[0..8) name item k + 1
+  std::atomic<uint64_t> first;     // handle of item 0, which names the next one
   std::atomic<uint32_t> produced;  // items published: the store that publishes
   std::atomic<uint32_t> consumed;  // items the consumer took
-  uint64_t cursor;                 // consumer: the item taken last, kept for its link; 0 at the start
+  std::atomic<uint64_t> cursor;    // consumer: the item taken last, kept for its link; 0 at the start
   uint32_t ahead_max;              // produced - consumed stays below this; 0: no limit
   std::atomic<uint32_t> producer_sleeps;
   uint64_t error;                  // payload with the error when the task itself failed
-  uint64_t last;                   // producer: the item made last (or the one before, after a crash)
+  std::atomic<uint64_t> last;      // producer: item number `produced` - 1
 };
-static_assert(sizeof(Returns) <= kInlineResult && sizeof(Stream) <= kInlineResult);
+// What stands in the arguments of a stream's item.
+struct Item {
+  std::atomic<uint64_t> next;  // handle of the item after it
+  uint64_t number;
+};
+static_assert(sizeof(Returns) <= kInlineResult && sizeof(Stream) <= kInlineResult && sizeof(Item) <= kInlineArgs);
 
 // First byte of a result in state kFailed.
 enum ErrorCode : uint8_t {

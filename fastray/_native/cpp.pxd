@@ -56,7 +56,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint64_t id
         uint32_t function
         uint16_t owner, cls
-        uint32_t parent, pins
+        uint32_t parent
         uint8_t kind, depth
         uint16_t ret
         uint8_t args_bytes, attempts, dependencies, references
@@ -77,10 +77,11 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic64 first
         Atomic32 produced
         Atomic32 consumed
-        uint64_t cursor
+        Atomic64 cursor
         uint32_t ahead_max
         Atomic32 producer_sleeps
-        uint64_t error, last
+        uint64_t error
+        Atomic64 last
     cdef struct CrashReport:
         int32_t pid, signal, exit_code
         uint32_t attempts
@@ -217,7 +218,6 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void end_task()
         void set_depth(uint32_t depth)
         cbool retry(Handle h)
-        void notify_again(Handle h)
         cbool cancel(Handle h, int* running)
         void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)
         uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t n)
@@ -235,7 +235,13 @@ cdef extern from "process.h" namespace "fastray" nogil:
         uint32_t wake_word()
         cbool lease_is_over()
         cbool contain(Handle record, Handle container)
-        void adopt(Handle h, uint32_t pins)
+        cbool make_promises(Record& r, Handle h)
+        void drop_promises(Record& r, uint32_t made)
+        @staticmethod
+        Stream& stream_of(Record& r)
+        Record* begin_item(Handle task, uint32_t number)
+        void append_item(Handle task, Record* item, State state, uint64_t flags)
+        Handle take_item(Handle task)
         size_t borrowed()
         size_t owned_pending()
         size_t owned_lent()

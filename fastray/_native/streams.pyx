@@ -1,10 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
 """Streaming generators: a task whose results come one by one.
 
-The task's result line is a `Stream` (csrc/types.h): items are records the worker makes, hands over to the
-task's owner, and links, each naming the next; the store to `produced` publishes an item. The consumer keeps
-the item it took last for its link. A task that is run again skips the items already there, so the consumer
-sees each index once. An exception becomes the last item; a crash for good, the stream's own error.
+The task's result line is a `Stream` (csrc/types.h), a list of item records; csrc/process_returns.cpp links and
+takes them. A task that is run again skips the items already there, so the consumer sees each index once. An
+exception becomes the last item; a crash for good, the stream's own error.
 """
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -22,8 +21,6 @@ from fastray._native.cpp cimport (
     kFlagCancel,
     kFailed,
     kFlagDetached,
-    kFlagShared,
-    kItem,
     state_of,
 )
 from fastray._native.object_ref cimport ObjectRef, check_ref, make_held_ref, make_ref, session
@@ -36,7 +33,7 @@ cdef enum:
 
 
 cdef inline Stream* stream_of(Record* r) noexcept:
-    return <Stream*>r.result
+    return &Process.stream_of(r[0])
 
 
 cdef object make_stream(Record* r, Handle h, uint32_t ahead_max):
@@ -44,11 +41,11 @@ cdef object make_stream(Record* r, Handle h, uint32_t ahead_max):
     s.first.store(0)
     s.produced.store(0)
     s.consumed.store(0)
-    s.cursor = 0
+    s.cursor.store(0)
     s.ahead_max = ahead_max
     s.producer_sleeps.store(0)
     s.error = 0
-    s.last = 0
+    s.last.store(0)
     cdef ObjectRefGenerator g = ObjectRefGenerator.__new__(ObjectRefGenerator)
     g.task = make_ref(h)
     return g
@@ -76,6 +73,7 @@ cdef class ObjectRefGenerator:
         """The next reference; None at the end. Raises GetTimeoutError when none came in `timeout` seconds."""
         cdef Record* t
         cdef Stream* s
+        cdef Handle item
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t seen
         while True:
@@ -83,8 +81,9 @@ cdef class ObjectRefGenerator:
             seen = session.process.wake_word()
             t = &session.records[index_of(self.task.handle)]
             s = stream_of(t)
-            if s.produced.load() > s.consumed.load():
-                return self._take(t, s)
+            item = session.process.take_item(self.task.handle)
+            if item != 0:
+                return make_ref(item)
             if is_sealed(t.state.load()):
                 if s.produced.load() > s.consumed.load():
                     continue
@@ -95,23 +94,6 @@ cdef class ObjectRefGenerator:
             if wait_handles(&self.task.handle, 1, seen, deadline) == 0:
                 from fastray.exceptions import GetTimeoutError
                 raise GetTimeoutError(f"no new item of {self.task!r} within {timeout} s")
-
-    cdef ObjectRef _take(self, Record* t, Stream* s):
-        cdef Handle item
-        cdef Handle previous = s.cursor
-        if previous == 0:
-            item = s.first.load()
-        else:
-            item = (<Handle*>session.records[index_of(previous)].args)[0]
-        session.process.adopt(item, 2)  # the reference returned, and the cursor
-        s.cursor = item
-        s.consumed.store(s.consumed.load() + 1)
-        if previous != 0:
-            session.process.drop(previous)
-        cdef uint32_t sleeper = s.producer_sleeps.load()
-        if sleeper != 0:
-            Process.wake_process(session.process.segment(), sleeper - 1)
-        return make_ref(item)
 
     def completed(self):
         """A reference that is done when the whole task is (its value is None)."""
@@ -166,19 +148,10 @@ cdef int append_item(Handle task, Record* t, object value, bytes error, uint32_t
         return 0
     if index < s.produced.load():
         return 1  # an attempt that died had made it
-    cdef Record* r = session.process.allocate_record()
+    cdef Record* r = session.process.begin_item(task, index)
     if r == NULL:
         raise MemoryError("no record for a stream item")
     cdef Handle h = session.process.handle_of(r)
-    r.id = t.id
-    r.function = t.function
-    r.cls = t.cls
-    r.parent = index_of(task)
-    r.kind = kItem
-    r.ret = <unsigned short>index
-    r.args_bytes = 8
-    r.dependencies = r.references = 0
-    (<Handle*>r.args)[0] = 0
     cdef uint64_t flags = 0
     try:
         if error is None:
@@ -188,28 +161,8 @@ cdef int append_item(Handle task, Record* t, object value, bytes error, uint32_t
     except BaseException:
         session.process.unallocate(r)
         raise
-    r.pins = 1
-    r.owner = t.owner
-    session.process.publish_state(r, h, kDone if error is None else kFailed, flags | kFlagShared)
-    link_item(s, h, index)
-    Process.wake_process(session.process.segment(), t.owner)
+    session.process.append_item(task, r, kDone if error is None else kFailed, flags)
     return wait_for_room(t, s)
-
-
-cdef int link_item(Stream* s, Handle h, uint32_t index) except -1:
-    """Behind the last item: the link first, then the count that publishes it."""
-    cdef Handle last = s.last
-    if index == 0:
-        s.first.store(h)
-    else:
-        if last == 0:
-            last = s.first.load()
-        elif session.records[index_of(last)].ret != <unsigned short>(index - 1):
-            last = (<Handle*>session.records[index_of(last)].args)[0]  # a crash came before the store below
-        (<Handle*>session.records[index_of(last)].args)[0] = h
-    s.produced.store(index + 1)
-    s.last = h
-    return 0
 
 
 cdef int wait_for_room(Record* t, Stream* s) except -1:

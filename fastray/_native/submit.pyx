@@ -19,7 +19,6 @@ from fastray._native.cpp cimport (
     PayloadView,
     Process,
     Record,
-    Returns,
     Stream,
     gen_of,
     index_of,
@@ -33,7 +32,6 @@ from fastray._native.cpp cimport (
     kInlineArgs,
     kInlineResult,
     kObject,
-    kPromise,
     kPromised,
     kTask,
 )
@@ -198,8 +196,8 @@ cdef object submit_generic(TaskFunction f, PyObject** args, Py_ssize_t nargs, Py
             flags |= kFlagMulti
             result = make_stream(r, h, f.ahead_max)
         elif f.returns != 1:
+            result = make_promises(r, h)
             flags |= kFlagMulti
-            result = make_promises(r, h, f.returns)
             if f.returns > 1:
                 flags |= kFlagShared
         else:
@@ -218,16 +216,18 @@ cdef object submit_generic(TaskFunction f, PyObject** args, Py_ssize_t nargs, Py
         return result
     except BaseException:
         if not published:
-            abandon_record(r, h, flags)
+            abandon_record(r, h, flags, f.streaming)
         raise
     finally:
         release_encoder(e)
 
 
-cdef int abandon_record(Record* r, Handle h, uint64_t flags) except -1:
+cdef int abandon_record(Record* r, Handle h, uint64_t flags, bint streaming) except -1:
     """Nothing was published: gives back what the record took so far."""
     if flags & kFlagArgHeap:
         session.process.allocator().release(r.args_heap.offset)
+    if flags & kFlagMulti and not streaming:
+        session.process.drop_promises(r[0], r.ret)
     session.process.unallocate(r)
     return 0
 
@@ -272,40 +272,13 @@ cdef uint64_t place_arguments(Record* r, Handle h, Encoder e) except? 0xFFFFFFFF
     return flags
 
 
-cdef list make_promises(Record* r, Handle h, uint16_t returns):
-    """The records of the single return values; each holds the task, the task names them."""
-    cdef list refs = []
-    cdef Returns* table = <Returns*>r.result
-    cdef Handle* handles = table.handles
-    cdef Handle promised
-    cdef Record* p
+cdef list make_promises(Record* r, Handle h):
+    """References to the single return values."""
+    if not session.process.make_promises(r[0], h):
+        raise table_full()
+    cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
     cdef uint16_t i
-    cdef Offset offset
-    if returns > 5:
-        offset = session.process.allocator().allocate(returns * sizeof(Handle), h)
-        if offset == 0:
-            raise table_full()
-        table.list = offset
-        handles = <Handle*>(session.process.segment().base() + offset)
-    for i in range(returns):
-        p = session.process.allocate_record()
-        if p == NULL:
-            raise table_full()
-        p.id = r.id
-        p.function = r.function
-        p.cls = r.cls
-        p.parent = session.process.index_of_record(r)
-        p.kind = kPromise
-        p.ret = i
-        p.args_bytes = 8
-        p.dependencies = p.references = 0
-        p.args_heap.offset = h
-        promised = session.process.handle_of(p)
-        session.process.publish_state(p, promised, kPromised, 0)
-        handles[i] = promised
-        refs.append(make_ref(promised))
-    r.pins = returns
-    return refs
+    return [make_ref(promises[i]) for i in range(r.ret)]
 
 
 # ---- put ---------------------------------------------------------------------------------------------

@@ -380,7 +380,6 @@ cdef object write_return(Handle h, object value):
     if word_gen(p.state.load()) != gen_of(h):
         return None  # dropped by its owner
     if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
-        session.process.notify_again(h)
         return None
     return write_value(h, p, value, True)
 

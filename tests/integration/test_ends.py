@@ -126,7 +126,7 @@ while not os.path.exists(folder + "/deep"):
 def test_a_driver_that_is_killed_leaves_nothing_behind(program, state, number):
     running = program(BODIES[state])
     roles = running.roles()
-    assert len(marked_pids(running.mark)) >= 2
+    assert eventually(lambda: len(marked_pids(running.mark)) >= 2)
     os.kill(roles["driver"][0], number)
     running.ended()
     assert running.what_is_left() == NOTHING

@@ -188,6 +188,7 @@ void cancelling_races_with_running() {
     int running;
     if (i % 2) driver->drop(a);
     (void)driver->cancel(b, &running);
+    CHECK(driver->self().acting.load() == 0);
     wait_for(*driver, b);
     driver->drop(b);
     if (i % 2 == 0) driver->drop(a);
