@@ -2,7 +2,7 @@
 # Compiles every tests/native/*_test.cpp with csrc/*.cpp under ThreadSanitizer and AddressSanitizer (with the
 # undefined-behaviour one), and runs it. Tests that single-step a process with ptrace, *_step_kill_test.cpp, run
 # without a sanitizer ("plain"): under one, the runtime's own instructions are stepped through as well. Those of
-# the reaper run with AddressSanitizer too, at every 211th instruction.
+# the reaper run with AddressSanitizer too, at every 1009th instruction.
 # Arguments: thread, address, plain; all three by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."

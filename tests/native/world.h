@@ -119,7 +119,7 @@ inline void everywhere(const char* name, World& w, const std::function<void()>& 
                        const std::function<void()>& check, StepKillOptions options = {}) {
   g_case = name;
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  options = {.stride = 211};  // ten times the instructions: here it is about what the sanitizer sees
+  options = {.stride = 1009};  // ten times the instructions: here it is about what the sanitizer sees
 #endif
   const char* stride = getenv("FASTRAY_STRIDE");
   if (stride != nullptr) options.stride = strtoull(stride, nullptr, 0);
