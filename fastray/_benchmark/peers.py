@@ -8,6 +8,7 @@ so each says how many tasks a run should have. A peer that is not installed is l
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from time import perf_counter
 
 TYPE_CHECKING = False
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Peer:
+class Peer(ABC):
     """One peer, started with `workers` worker processes."""
 
     name = ""
@@ -26,14 +27,15 @@ class Peer:
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
+    @abstractmethod
     def run(self, function: Callable[..., Any], arguments: list[Any]) -> list[Any]:
         """One call per argument, all results in order."""
-        raise NotImplementedError
 
     def call(self, function: Callable[..., Any], argument: Any) -> Any:
         """One round trip."""
         return self.run(function, [argument])[0]
 
+    @abstractmethod
     def close(self) -> None:
         """Its processes are gone afterwards."""
 
