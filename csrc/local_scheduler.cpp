@@ -20,6 +20,7 @@ std::string LocalScheduler::start(const Fds& fds) {
   if (problem.empty()) problem = open_everything(fds);
   if (!problem.empty()) return problem;
   reaper_ = std::make_unique<Reaper>(&process_);
+  (void)os::ticks_per_us();  // measured here once, not in each worker
   Header& header = segment_.header();
   SchedulerState::Limits limits;
   limits.cpus = std::max(header.cpus, 1u);
@@ -114,6 +115,7 @@ void LocalScheduler::step(int64_t now) {
   wake_stuck();
   if (now >= sweep_at_) {
     if (reaper_->has_adopted()) reaper_->sweep();
+    process_.sweep_logs();
     sweep_at_ = now + kSweepNs;
   }
   tick_ = moved_ ? kTickMin : std::min(tick_ * 2, kTickMax);
@@ -138,6 +140,8 @@ void LocalScheduler::preload_later(const std::string& modules) {
 void LocalScheduler::look(int64_t now) {
   bool classes_moved = look_at_classes();
   moved_ = look_at_workers(now) || classes_moved;
+  if (rung_ || ++looks_ % kActorLook == 0) look_at_actors(now);
+  rung_ = false;
 }
 
 bool LocalScheduler::look_at_classes() {
@@ -213,6 +217,8 @@ void LocalScheduler::apply(const SchedulerAction& action, int64_t now) {
     case SchedulerAction::kFork:
       (void)prepare_fork(action.env, now);
       return;
+    case SchedulerAction::kStart:
+      return start_actor(action, now);
     case SchedulerAction::kExit:
       segment_.proc(action.worker).exiting.store(1, std::memory_order_seq_cst);
       return Process::wake_process(segment_, action.worker);
@@ -277,7 +283,7 @@ void LocalScheduler::wake_stuck() {
 // ---- waiting ---------------------------------------------------------------------------------------
 
 bool LocalScheduler::is_quiet() const {
-  if (state_->has_backlog() || !requests_.empty()) return false;
+  if (state_->has_backlog() || !requests_.empty() || rung_) return false;
   for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
     if (!workers_[slot].used) continue;
     const Proc& p = segment_.proc(slot);
@@ -305,6 +311,7 @@ void LocalScheduler::wait(int64_t now) {
     header.dormant.store(1, std::memory_order_seq_cst);
     os::membarrier_all();
     look(now);
+    look_at_actors(now);
     if (!is_quiet()) {
       dormant = false;
       quiet_since_ = -1;
@@ -327,6 +334,7 @@ void LocalScheduler::handle(uint64_t data, uint32_t events) {
     case kBell:
       if (read(fds_.bell, &rings, sizeof rings) < 0 && errno != EAGAIN) leaving_ = true;
       tick_ = kTickMin;
+      rung_ = true;
       return;
     case kDriver:
       return receive(fds_.driver, true);

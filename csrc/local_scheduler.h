@@ -11,6 +11,7 @@
 //
 //   local_scheduler.cpp          the loop, leases, sleeping
 //   local_scheduler_workers.cpp  workers: fork, death, pipes; messages; the end
+//   local_scheduler_actors.cpp   actors: start, restart, death, the last handle
 #pragma once
 
 #include <deque>
@@ -31,6 +32,7 @@ enum class Control : uint32_t {
   kCancel = 2,      // the worker in `slot` runs `handle`: SIGUSR1, or SIGKILL when `force`
   kPreload = 3,     // text: modules to import for later workers, one a line
   kKillWorker = 4,  // SIGKILL to the worker in `slot`
+  kKillActor = 5,   // the actor whose creation record is `handle`; `force`: it is not to start again
 };
 struct ControlMessage {
   uint32_t kind;
@@ -45,6 +47,7 @@ struct NodeRequest {
   enum Kind : uint32_t { kFork = 1, kPreload = 2, kExit = 3 } kind = kExit;
   uint32_t slot = 0;
   uint32_t env = 0;
+  bool actor = false;
   int stdout_fd = -1, stderr_fd = -1, control_fd = -1;  // the child's ends
   std::string text;
 };
@@ -61,7 +64,7 @@ class LocalScheduler {
   // After a kFork request, in the parent: pid of the child, or -1 when fork failed.
   void forked(const NodeRequest& request, int pid);
   // The same in the child: forgets the node, closes what is the node's.
-  void become_child();
+  void become_child(const NodeRequest& request);
   void set_ready();
   // A kPreload request for these modules (one a line) comes when the node is idle.
   void preload_later(const std::string& modules);
@@ -73,6 +76,8 @@ class LocalScheduler {
   static constexpr int64_t kTickMin = 1 * kMs, kTickMax = 16 * kMs;
   static constexpr int64_t kDormantAfter = 50 * kMs;
   static constexpr int64_t kSweepNs = 1000 * kMs;
+  static constexpr uint32_t kActorLook = 8;  // looks without a ring between two looks at all actors
+  static constexpr uint32_t kFailedStartsMax = 5;
   static constexpr size_t kMessageBytesMax = 65536;
 
   enum Tag : uint32_t { kBell, kDriver, kDriverDeath, kLogs, kChildren, kStdout, kStderr, kWorkerControl };
@@ -82,6 +87,13 @@ class LocalScheduler {
     int control = -1;
     LogPump::Source out, err;
     uint64_t heartbeat = 0;
+    int actor = -1;  // index in the actor table
+  };
+  struct ActorSeen {
+    bool wanted = false;     // stands in the line
+    uint32_t failed_starts = 0;
+    uint64_t heads = 0;
+    std::string death;       // ActorDeath and texts, once it is dead
   };
   struct ClassSeen {
     uint64_t heads = 0;
@@ -106,9 +118,23 @@ class LocalScheduler {
   int64_t timeout(int64_t now);
   void handle(uint64_t data, uint32_t events);
 
+  // local_scheduler_actors.cpp
+  void look_at_actors(int64_t now);
+  void look_at_actor(uint32_t a);
+  void wake_stuck_actor(uint32_t a);
+  void start_actor(const SchedulerAction& action, int64_t now);
+  void check_handles();
+  void end_without_handles(const std::vector<uint32_t>& actors);
+  void settle_actor(Worker& w, CrashInfo* crash, bool attached);
+  std::string describe_death(uint32_t a, const CrashInfo& crash) const;
+  void bury(uint32_t a, const std::string& death);
+  void stand_for_dead(uint32_t a);
+  void free_actor(uint32_t a);
+  void kill_actor(const ControlMessage& m);
+
   // local_scheduler_workers.cpp
   bool watch(int fd, uint32_t events, Tag tag, uint32_t slot);
-  bool prepare_fork(uint32_t env, int64_t now);
+  int prepare_fork(uint32_t env, int64_t now);
   void read_pipe(uint32_t slot, Tag tag);
   void pause_pipes(bool pause);
   void after_flush();
@@ -130,10 +156,12 @@ class LocalScheduler {
   bool log_watched_ = false, pipes_paused_ = false;
   std::vector<Worker> workers_;  // by slot
   std::vector<ClassSeen> classes_;
+  std::vector<ActorSeen> actors_;
+  uint32_t looks_ = 0;
   std::vector<SchedulerAction> actions_;
   std::deque<NodeRequest> requests_;
   std::string preload_;
-  bool leaving_ = false, driver_gone_ = false, moved_ = true;
+  bool leaving_ = false, driver_gone_ = false, moved_ = true, rung_ = true;
   int64_t tick_ = kTickMin, quiet_since_ = -1, sweep_at_ = 0, fork_after_ = 0;
   uint32_t failed_starts_ = 0;
 };

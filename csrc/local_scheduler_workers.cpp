@@ -35,9 +35,9 @@ bool LocalScheduler::watch(int fd, uint32_t events, Tag tag, uint32_t slot) {
 
 // ---- birth -----------------------------------------------------------------------------------------
 
-// Takes a slot and makes the pipes; Python forks. False: not now, decide() will ask again.
-bool LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
-  if (now < fork_after_) return false;
+// Takes a slot and makes the pipes; Python forks. Returns the slot; -1: not now, decide() will ask again.
+int LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
+  if (now < fork_after_) return -1;
   NodeRequest request;
   request.kind = NodeRequest::kFork;
   request.env = env;
@@ -48,7 +48,7 @@ bool LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
   if (slot < 0) {
     for (int* fd : {&out[0], &out[1], &err[0], &err[1], &control[0], &control[1]}) close_fd(*fd);
     fork_after_ = now + 100 * kMs;
-    return false;
+    return -1;
   }
   request.slot = static_cast<uint32_t>(slot);
   segment_.proc(request.slot).runtime_env = env;
@@ -66,7 +66,7 @@ bool LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
   request.control_fd = control[1];
   state_->worker_starting(request.slot, env);
   requests_.push_back(std::move(request));
-  return true;
+  return slot;
 }
 
 std::string LocalScheduler::runtime_env(uint32_t index) const {
@@ -82,6 +82,7 @@ void LocalScheduler::forked(const NodeRequest& request, int pid) {
   if (pid < 0) {
     for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
     w.used = false;
+    if (w.actor >= 0) segment_.actor(static_cast<uint32_t>(w.actor)).state.store(kActorRestarting, std::memory_order_release);
     state_->worker_died(request.slot);
     segment_.proc(request.slot).state.store(kProcEmpty, std::memory_order_release);
     fork_after_ = os::now_ns() + 100 * kMs;
@@ -94,17 +95,22 @@ void LocalScheduler::forked(const NodeRequest& request, int pid) {
     watch(w.err.fd, EPOLLIN, kStderr, request.slot);
   }
   watch(w.control, EPOLLIN, kWorkerControl, request.slot);
+  bool killed = w.actor >= 0 && segment_.actor(static_cast<uint32_t>(w.actor)).end.load(std::memory_order_acquire);
+  if (killed) kill(pid, SIGKILL);  // kill() came between the decision and the fork
   state_->worker_attached(request.slot, os::now_ns());  // it may be given a lease before it has booted
 }
 
-// Only closes and forgets: the segment's mapping goes too, worker.main() makes its own.
-void LocalScheduler::become_child() {
-  for (Worker& w : workers_)
-    for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
-  for (const NodeRequest& other : requests_)
-    for (int fd : {other.stdout_fd, other.stderr_fd, other.control_fd})
-      if (fd >= 0) close(fd);
-  for (int* fd : {&epoll_, &signals_, &driver_pidfd_, &fds_.driver, &fds_.log}) close_fd(*fd);
+// Only closes and forgets: the segment's mapping goes too, worker.main() makes its own. A node of a thousand
+// workers has thousands of descriptors: they are closed by ranges.
+void LocalScheduler::become_child(const NodeRequest& request) {
+  std::vector<int> kept{fds_.segment, fds_.bell, request.stdout_fd, request.stderr_fd, request.control_fd};
+  std::sort(kept.begin(), kept.end());
+  unsigned from = 3;
+  for (int fd : kept) {
+    if (fd > static_cast<int>(from)) os::close_range(from, static_cast<unsigned>(fd) - 1);
+    from = std::max(from, static_cast<unsigned>(fd) + 1);
+  }
+  os::close_range(from, ~0u);
   process_.abandon();
   os::unmap(segment_.base(), segment_.header().segment_bytes);
   sigset_t children;
@@ -175,10 +181,11 @@ void LocalScheduler::worker_died(uint32_t slot, int status) {
   if (w.out.fd >= 0) logs_.finish(w.out);
   if (w.err.fd >= 0) logs_.finish(w.err);
   CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
-                  std::move(w.err.tail)};
+                  std::move(w.err.tail), w.actor, false, ""};
   if (w.control >= 0) receive(w.control, false);
   for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
   bool attached = w.heartbeat != 0 || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcAlive;
+  if (w.actor >= 0) settle_actor(w, &crash, attached);
   w.used = false;
   w.pid = -1;
   if (!attached) {  // it cannot even start: do not fork in a tight loop
@@ -187,6 +194,7 @@ void LocalScheduler::worker_died(uint32_t slot, int status) {
   }
   state_->worker_died(slot);
   reaper_->recover(slot, crash);
+  if (crash.actor >= 0 && !crash.restarts) bury(static_cast<uint32_t>(crash.actor), crash.death);
   write_lease_counts();
   after_flush();
   moved_ = true;
@@ -227,6 +235,8 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, bool 
     case Control::kPreload:
       preload_later(std::string(text, m.bytes));
       return;
+    case Control::kKillActor:
+      return kill_actor(m);
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
         kill(workers_[m.slot].pid, SIGKILL);
@@ -238,7 +248,8 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, bool 
 void LocalScheduler::cancel(const ControlMessage& m) {
   if (m.slot >= workers_.size() || !workers_[m.slot].used || workers_[m.slot].pid <= 0) return;
   if (index_of(m.handle) >= kRecordsMax) return;
-  if (segment_.proc(m.slot).claim.load(std::memory_order_acquire) != m.handle) return;
+  bool actor = workers_[m.slot].actor >= 0;  // it may run several: the worker looks which is cancelled
+  if (!actor && segment_.proc(m.slot).claim.load(std::memory_order_acquire) != m.handle) return;
   uint64_t w = segment_.record(m.handle).state.load(std::memory_order_acquire);
   if (state_of(w) != kClaimed || word_gen(w) != gen_of(m.handle) || word_holder(w) != m.slot) return;
   kill(workers_[m.slot].pid, m.force ? SIGKILL : SIGUSR1);

@@ -57,6 +57,14 @@ void* map_segment(int fd, size_t bytes) {
   return p;
 }
 
+void close_range(unsigned first, unsigned last) {
+#ifdef SYS_close_range
+  if (syscall(SYS_close_range, first, last, 0) == 0) return;
+#endif
+  long open_max = sysconf(_SC_OPEN_MAX);
+  for (unsigned fd = first; fd <= last && fd < static_cast<unsigned long>(open_max); ++fd) close(static_cast<int>(fd));
+}
+
 void unmap(void* base, size_t bytes) { munmap(base, bytes); }
 
 bool populate(void* p, size_t bytes) {

@@ -28,6 +28,8 @@ void unmap(void* base, size_t bytes);
 // Commits the pages of [p, p + bytes): false (and no SIGBUS later) when memory is not there.
 bool populate(void* p, size_t bytes);
 
+// Closes descriptors first..last, whatever is open of them.
+void close_range(unsigned first, unsigned last);
 int pidfd_open(int pid);
 int pidfd_signal(int pidfd, int signal);
 int64_t now_ns();     // CLOCK_MONOTONIC

@@ -8,6 +8,7 @@
 //   process_tasks.cpp     publish, dependencies, claim, seal, cancel
 //   process_returns.cpp   several returns, streams
 //   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
+//   process_actors.cpp    creating actors, their calls in order, those in flight, their log
 //   process_wait.cpp      sleeping and waking
 #pragma once
 
@@ -161,6 +162,8 @@ class Process {
   bool seal_promise(Handle h, State state, uint64_t flags);
   // Claimed by us -> ready again with one attempt more (a retry of a user exception).
   bool retry(Handle h);
+  // Stays ours, with one attempt more (a retry of an actor's call).
+  bool run_again(Handle h);
   // True when no process that is at work shares our CPU: the record may be sealed while we spin.
   bool may_spin() const;
   // Spins until h is sealed, for a few microseconds; false: sleep instead.
@@ -207,6 +210,7 @@ class Process {
   // ---- borrowing -----------------------------------------------------------------------------
   // Our ledger says: the result `container` names `record`; kept until the container is freed.
   bool contain(Handle record, Handle container);
+  std::unordered_set<Handle> named_by_ledgers(uint32_t but = kProcsMax) const;
   size_t borrowed() const { return borrows_.size(); }
   size_t owned_pending() const { return zombies_.size(); }
   size_t owned_lent() const { return limbo_.size(); }
@@ -227,6 +231,28 @@ class Process {
   void append_item(Handle task, Record* item, State state, uint64_t flags);
   // Consumer: the next item, held once for the caller; 0 when there is none yet.
   Handle take_item(Handle task);
+
+  // ---- actors -----------------------------------------------------------------------------------
+  // An entry of the actor table for us to fill in; -1 when all are in use.
+  int take_actor();
+  void untake_actor(uint32_t a);
+  int find_name(const uint64_t hash[2], const char* name_space, const char* name, int mine) const;
+  // The entry, its class and the creation record r (state kFree) are filled: the node starts the actor.
+  void publish_actor(uint32_t a, Record* r, Handle h, uint64_t flags);
+  int enter_flight(uint32_t a, Handle h, bool waits);
+  void start_flight(uint32_t a, uint32_t place);
+  void leave_flight(uint32_t a, uint32_t place);
+  bool log_call(uint32_t a, Handle h);
+  bool set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position);
+  void sweep_logs();
+  // A call that can be claimed now; with `waiting` also one that waits for a dependency.
+  bool has_call(const Class& c, bool waiting) const;
+  bool is_ordered(uint32_t cls) const;
+  // The constructor returned for the first time, or never will.
+  void seal_creation(Handle h, State state);
+  // Fails all calls of a dead actor with this ActorDeath (the node).
+  void fail_calls(uint32_t cls, const std::string& death);
+  static std::string for_call(const std::string& death, bool may_have_run);
 
   QueueProducer* producer(uint32_t cls) {
     if (cls < producers_.size() && producers_[cls] != nullptr) [[likely]] return producers_[cls].get();
@@ -252,6 +278,13 @@ class Process {
     r.state.store(next_life(w), std::memory_order_release);
     free_.push_back(index);
   }
+  void keep_actor(Record& r, Handle h);
+  bool actor_is_over(const Record& r, Handle h) const;
+  bool keeps_arguments(const Record& r, uint64_t w) const;
+  bool next_attempt(Handle h, State state);
+  bool made_ready(Record& r, Handle h);
+  void wake_class(uint32_t cls);
+  Handle claim_call();
   void drop_generic(Handle h);
   void free_record(Handle h);
   void release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped);
@@ -275,7 +308,7 @@ class Process {
   void after_seal(Record& r, Handle h, uint64_t w);
   void wake_owner(const Record& r);
   void walk_edges(Record& r, bool again);
-  static void clear_entry(const Segment& segment, LedgerEntry& entry);
+  static bool clear_entry(const Segment& segment, LedgerEntry& entry);
   void fire(uint32_t index, uint32_t gen, uint32_t stage, bool again);
   bool advance(Record& d, Handle h, uint64_t w, uint32_t stage);
   bool add_edge(Handle on, EdgeKind kind, uint32_t target, uint32_t gen, uint32_t stage);
@@ -305,7 +338,10 @@ class Process {
   std::vector<std::unique_ptr<QueueProducer>> producers_;
   // claim side
   std::vector<Queue*> sources_;
-  uint64_t sources_summary_ = 0;
+  Queue* first_ = nullptr;   // actors: the node's queue
+  size_t next_source_ = 0;   // actors: callers take turns
+  std::vector<uint32_t> flight_free_;
+  uint32_t sources_seen_ = 0;
   uint32_t sources_class_ = 0;
   uint32_t claims_ = 0;
   bool polling_ = false;

@@ -12,7 +12,8 @@
 
 namespace fastray {
 
-void Process::clear_entry(const Segment& segment, LedgerEntry& entry) {
+// True when it may have been the last handle of an actor: the node has to look.
+bool Process::clear_entry(const Segment& segment, LedgerEntry& entry) {
   Handle h = entry.record.load(std::memory_order_relaxed);
   Proc& owner = segment.proc(segment.record(h).owner);
   // SYNC POINT: release-epoch (seq_cst on all three: see the top)
@@ -22,8 +23,11 @@ void Process::clear_entry(const Segment& segment, LedgerEntry& entry) {
   owner.release_epoch.fetch_add(1, std::memory_order_seq_cst);
   // In limbo (a hint: the owner may be writing): an idle owner has to be told that it can be freed now.
   const Record& r = segment.record(h);
-  if (r.pins == 0 && (r.state.load(std::memory_order_relaxed) & kFlagShared))
+  if (r.pins == 0 && (r.state.load(std::memory_order_relaxed) & kFlagShared)) {
     Process::wake_process(segment, r.owner);
+    return r.kind == kActor;
+  }
+  return false;
 }
 
 void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it) {
@@ -31,7 +35,7 @@ void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator
   uint32_t entry = it->second.entry;
   borrows_.erase(it);
   (void)h;
-  clear_entry(segment_, segment_.ledger(slot_).entries[entry]);
+  if (clear_entry(segment_, segment_.ledger(slot_).entries[entry])) ring_bell();
   ledger_free_.push_back(entry);
 }
 
@@ -71,21 +75,19 @@ void Process::sweep_contained() {
       ++i;
       continue;
     }
-    clear_entry(segment_, entry);
+    if (clear_entry(segment_, entry)) ring_bell();
     ledger_free_.push_back(contained_[i]);
     contained_[i] = contained_.back();
     contained_.pop_back();
   }
 }
 
-// Frees what lies in limbo and stands in no ledger any more.
-void Process::sweep_limbo() {
-  uint32_t epoch = self_->release_epoch.load(std::memory_order_seq_cst);  // SYNC POINT: release-epoch
-  if (epoch + 1 == limbo_epoch_) return;  // nothing was released since the last look
+// What any process borrows. Right only for owners whose release_epoch stood still meanwhile.
+std::unordered_set<Handle> Process::named_by_ledgers(uint32_t but) const {
   std::unordered_set<Handle> named;
   uint32_t procs = segment_.header().procs_used.load(std::memory_order_acquire);
   for (uint32_t slot = 0; slot < procs; ++slot) {
-    if (segment_.proc(slot).state.load(std::memory_order_acquire) == kProcEmpty) continue;
+    if (slot == but || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcEmpty) continue;
     Ledger& ledger = segment_.ledger(slot);
     uint32_t used = ledger.used.load(std::memory_order_acquire);
     for (uint32_t e = 0; e < used; ++e) {
@@ -93,6 +95,14 @@ void Process::sweep_limbo() {
       if (h != 0) named.insert(h);
     }
   }
+  return named;
+}
+
+// Frees what lies in limbo and stands in no ledger any more.
+void Process::sweep_limbo() {
+  uint32_t epoch = self_->release_epoch.load(std::memory_order_seq_cst);  // SYNC POINT: release-epoch
+  if (epoch + 1 == limbo_epoch_) return;  // nothing was released since the last look
+  std::unordered_set<Handle> named = named_by_ledgers();
   if (self_->release_epoch.load(std::memory_order_seq_cst) != epoch) return;  // moved: look again later
   limbo_epoch_ = epoch + 1;
   std::vector<Handle> still;
@@ -102,7 +112,7 @@ void Process::sweep_limbo() {
     uint64_t w = r.state.load(std::memory_order_acquire);
     if (word_gen(w) != gen_of(h) || r.owner != slot_) continue;
     if (r.pins > 0) continue;  // a borrower gave it back to us: dropped again later
-    if (named.count(h) != 0 || is_walked(w)) {
+    if (named.count(h) != 0 || is_walked(w) || (r.kind == kActor && !actor_is_over(r, h))) {
       if (is_walked(w)) limbo_epoch_ = 0;
       limbo_.push_back(h);
       continue;

@@ -204,6 +204,10 @@ void Process::free_record(Handle first) {
       if ((w & kFlagShared) && --r.pins > 0) continue;
     }
     Record& r = segment_.record(h);
+    if (r.kind == kActor) {
+      keep_actor(r, h);
+      continue;
+    }
     uint64_t w = r.state.load(std::memory_order_acquire);
     while (!is_sealed(w) && !(w & kFlagBorrowed)) {  // a borrower still wants the result
       if (r.state.compare_exchange_weak(w, w | kFlagDetached, std::memory_order_acq_rel)) break;
@@ -224,7 +228,7 @@ void Process::free_record(Handle first) {
 }
 
 void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped) {
-  if (r.kind == kTask && (w & kFlagRefs)) {
+  if ((r.kind == kTask || r.kind == kActor) && (w & kFlagRefs)) {
     uint32_t deps, refs;
     const Handle* handles = argument_handles(segment_, r, &deps, &refs);
     dropped->insert(dropped->end(), handles, handles + deps + refs);
@@ -237,6 +241,11 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
     release_stream(stream_of(r), dropped);
   if (r.kind == kPromise) dropped->push_back(r.args_heap.offset);  // the producer's handle stands here
   int maker = release_blocks(r, w);
+  if (r.kind == kActor) {  // the node makes the entry free
+    Handle creation = h;
+    segment_.actor_of_class(r.cls).creation.compare_exchange_strong(creation, 0, std::memory_order_acq_rel);
+    ring_bell();
+  }
   if (r.kind == kItem)
     recycle_returned(r, h);
   else
@@ -326,7 +335,7 @@ void Process::sweep_lineage(size_t most) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
     bool ours = word_gen(w) == gen_of(h) && r.owner == slot_ && (w & kFlagRefs);
-    if (ours && !is_sealed(w)) {
+    if (ours && (!is_sealed(w) || keeps_arguments(r, w))) {
       lineage_.pop_front();
       lineage_.push_back(h);
       continue;

@@ -37,6 +37,7 @@ QueueProducer* Process::make_producer(uint32_t cls) {
     Class& c = segment_.cls(cls);
     c.queues[slot_].store(q, std::memory_order_release);
     proc_set::add(c.producers, slot_);
+    c.changes.fetch_add(1, std::memory_order_release);  // SYNC POINT: class-producers
     return producers_[cls].get();
   }
   return nullptr;
@@ -48,6 +49,12 @@ bool Process::publish_waiting(Record* r, Handle h, uint64_t flags) {
   if (producer(r->cls) == nullptr) return false;
   uint64_t w = uint64_t{gen_of(h)} << kGenShift | flags | kWaiting | uint64_t{0xFFF} << kHolderShift;
   r->state.store(w, std::memory_order_release);  // SYNC POINT: record-state
+  if (is_ordered(r->cls)) {  // its place in the order is that of the call
+    if (!producer(r->cls)->push(h)) {
+      r->state.store(uint64_t{gen_of(h)} << kGenShift, std::memory_order_relaxed);
+      return false;
+    }
+  }
   return advance(*r, h, w, 0);
 }
 
@@ -64,7 +71,7 @@ bool Process::advance(Record& d, Handle h, uint64_t w, uint32_t stage) {
     while (!d.state.compare_exchange_weak(w, with_state(w, next_state, holder), std::memory_order_acq_rel)) {
       if (state_of(w) != kWaiting || word_gen(w) != gen_of(h) || word_holder(w) != waited) return true;
     }
-    if (next_state == kReady) return push_ready(h);
+    if (next_state == kReady) return made_ready(d, h);
     if (!add_edge(deps[stage], kEdgeRecord, index_of(h), gen_of(h), stage)) return true;
     // sealed before the edge was seen: go on ourselves, unless the sealer did
     w = d.state.load(std::memory_order_acquire);
@@ -114,7 +121,7 @@ void Process::fire(uint32_t index, uint32_t gen, uint32_t stage, bool again) {
   if (state_of(w) == kWaiting && word_holder(w) == stage) {
     (void)advance(d, h, w, stage + 1);
   } else if (again && state_of(w) == kReady) {
-    (void)push_ready(h);  // perhaps it was made ready and never queued; a second entry does no harm
+    (void)made_ready(d, h);  // perhaps it was made ready and never queued; a second entry does no harm
   } else if (again && state_of(w) == kWaiting) {
     (void)advance(d, h, w, 0);  // perhaps it moved on and its next edge was never hung
   }
@@ -161,18 +168,21 @@ Handle Process::claim_next() {
   uint32_t lease = self_->lease.load(std::memory_order_relaxed);
   if (lease == 0) return 0;
   Class& c = segment_.cls(lease - 1);
-  uint64_t seen = c.producers.summary.load(std::memory_order_acquire) ^
-                  c.producers.words[0].load(std::memory_order_acquire) * 31;
-  if (sources_class_ != lease || sources_summary_ != seen || (++claims_ & 1023) == 0) [[unlikely]] {
+  uint32_t seen = c.changes.load(std::memory_order_acquire);  // SYNC POINT: class-producers
+  if (sources_class_ != lease || sources_seen_ != seen || (++claims_ & 1023) == 0) [[unlikely]] {
     sources_.clear();
+    first_ = nullptr;
     proc_set::find(c.producers, [&](uint32_t slot) {
       uint32_t q = c.queues[slot].load(std::memory_order_acquire);
-      if (q != 0) sources_.push_back(&segment_.queue(q));
+      if (q == 0) return false;
+      if (slot == 0) first_ = &segment_.queue(q);
+      sources_.push_back(&segment_.queue(q));
       return false;
     });
     sources_class_ = lease;
-    sources_summary_ = seen;
+    sources_seen_ = seen;
   }
+  if (is_actor_class(lease - 1)) return claim_call();
   for (;;) {
     Queue* best = nullptr;
     uint32_t best_depth = 0;
@@ -193,6 +203,7 @@ Handle Process::claim_next() {
 }
 
 bool Process::backlog(const Class& c) const {
+  if (&c >= &segment_.cls(kActorClass)) return has_call(c, false);
   return proc_set::find(c.producers, [&](uint32_t slot) {
            uint32_t q = c.queues[slot].load(std::memory_order_acquire);
            return q != 0 && !task_queue::looks_empty(segment_.queue(q));
@@ -201,17 +212,21 @@ bool Process::backlog(const Class& c) const {
 
 // ---- ends ------------------------------------------------------------------------------------------
 
-bool Process::retry(Handle h) {
+bool Process::next_attempt(Handle h, State state) {
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_relaxed), next;
   if (r.attempts < 255) ++r.attempts;
   do {
     if (state_of(w) != kClaimed || word_holder(w) != slot_ || word_gen(w) != gen_of(h)) return false;
     uint64_t attempt = ((w & kAttemptMask) + (uint64_t{1} << kAttemptShift)) & kAttemptMask;
-    next = (with_state(w, kReady, 0) & ~kAttemptMask) | attempt;
+    next = (with_state(w, state, state == kClaimed ? slot_ : 0) & ~kAttemptMask) | attempt;
   } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
-  return push_ready(h);
+  return true;
 }
+
+bool Process::retry(Handle h) { return next_attempt(h, kReady) && push_ready(h); }
+
+bool Process::run_again(Handle h) { return next_attempt(h, kClaimed); }
 
 void Process::write_error(Record& r, ErrorCode code, const void* more, size_t bytes, uint64_t* flags, Handle h) {
   *flags = 0;

@@ -163,7 +163,9 @@ Wake Process::sleep_on(const Handle* handles, size_t n, uint32_t seen, int64_t t
     if (in_task) {
       self.blocked.fetch_add(1, std::memory_order_seq_cst);
       Class& c = segment_.cls(lease - 1);
-      if (!proc_set::any(c.sleeping) && !proc_set::any(c.polling)) ring_bell();
+      bool gives = !is_actor_class(lease - 1) ||  // most actors hold no CPU
+                   std::any_of(c.demand, c.demand + kResourcesMax, [](uint64_t d) { return d != 0; });
+      if (gives && !proc_set::any(c.sleeping) && !proc_set::any(c.polling)) ring_bell();
     }
     result = os::futex_wait(&self.futex, seen, timeout_ns);
     if (in_task) self.blocked.fetch_sub(1, std::memory_order_seq_cst);

@@ -14,11 +14,13 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   Proc& p = segment_.proc(slot);
   p.state.store(kProcDead, std::memory_order_release);
   leave_sets(slot);
-  repair_stream(slot);
+  std::vector<Handle> held = held_by(slot, crash.actor);
+  for (Handle h : held) repair_stream(slot, h & ~kFlightWaiting);
   settle(slot, p.acting.load(std::memory_order_acquire), crash);
   p.acting.store(0, std::memory_order_release);
-  settle(slot, p.claim.load(std::memory_order_acquire), crash);
+  for (Handle h : held) settle(slot, h & ~kFlightWaiting, crash, h & kFlightWaiting);
   p.claim.store(0, std::memory_order_release);
+  if (crash.actor >= 0) segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
   retire_queues(slot);
   adopt_records(slot);
   adopt_chunks(slot);
@@ -33,29 +35,77 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
 }
 
 void Reaper::leave_sets(uint32_t slot) {
+  for_each_class([&](Class& c) {
+    proc_set::take(c.sleeping, slot);
+    proc_set::take(c.polling, slot);
+  });
+}
+
+template <class Visit>
+void Reaper::for_each_class(Visit&& visit) {
   uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
-  for (uint32_t c = 0; c < classes; ++c) {
-    proc_set::take(segment_.cls(c).sleeping, slot);
-    proc_set::take(segment_.cls(c).polling, slot);
-  }
+  for (uint32_t c = 0; c < classes; ++c) visit(segment_.cls(c));
+  uint32_t actors = segment_.header().actors_used.load(std::memory_order_acquire);
+  for (uint32_t a = 0; a < actors; ++a) visit(segment_.cls(kActorClass + a));
 }
 
 // ---- tasks -----------------------------------------------------------------------------------------
 
-void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash) {
+// What it claimed or ran: one task, or an actor's calls in flight, those of a caller in the order they were made.
+std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
+  std::vector<Handle> held;
+  if (actor >= 0) {
+    const Actor& a = segment_.actor(static_cast<uint32_t>(actor));
+    Offset flight = a.flight.load(std::memory_order_acquire);  // SYNC POINT: actor-flight
+    uint32_t places = flight == 0 ? 0 : a.flight_places.load(std::memory_order_acquire);
+    for (uint32_t i = 0; i < places; ++i) {
+      Handle h = segment_.at<std::atomic<uint64_t>>(flight)[i].load(std::memory_order_acquire);
+      if (h != 0 && index_of(h & ~kFlightWaiting) < kRecordsMax) held.push_back(h);
+    }
+  }
+  Handle claim = segment_.proc(slot).claim.load(std::memory_order_acquire);
+  bool named = std::any_of(held.begin(), held.end(), [&](Handle h) { return (h & ~kFlightWaiting) == claim; });
+  if (claim != 0 && index_of(claim) < kRecordsMax && !named) held.push_back(claim);
+  std::sort(held.begin(), held.end(), [&](Handle a, Handle b) {
+    return segment_.record(a & ~kFlightWaiting).id < segment_.record(b & ~kFlightWaiting).id;
+  });
+  return held;
+}
+
+// A call of an actor that died: runs again after the restart, or fails. `waited`: it had not begun.
+void Reaper::settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited) {
+  uint32_t flags = segment_.actor_of_class(r.cls).flags.load(std::memory_order_relaxed);
+  int32_t retries = segment_.function(r.function).max_retries;
+  if (crash.restarts && waited) {
+    uint64_t next;
+    do next = with_state(w, kReady, 0);
+    while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));  // SYNC POINT: record-state
+    (void)node_.push_ready(h);
+    return;
+  }
+  if (crash.restarts && ((flags & kActorCheckpoints) || retries < 0 || r.attempts < retries)) return requeue(r, h, w);
+  std::string error = Process::for_call(crash.death, !waited);
+  ErrorCode code = crash.restarts ? kErrorActorUnavailable : kErrorActorDied;
+  (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
+  announce(r, h);
+}
+
+void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited) {
   if (h == 0 || index_of(h) >= kRecordsMax) return;
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   finish_return(r, h);
   if (word_gen(w) != gen_of(h)) return;
   if (state_of(w) == kReady) {  // made ready (a retry) and perhaps never queued
-    (void)node_.push_ready(h);
+    (void)node_.made_ready(r, h);
     return;
   }
   if (state_of(w) == kClaimed && take_over(r, h, slot, &w)) {
     const Function& f = segment_.function(r.function);
     if (w & kFlagCancel)
       fail(r, h, kErrorCancelled, nullptr);
+    else if (crash.actor >= 0 && is_actor_class(r.cls))
+      return settle_call(r, h, w, crash, waited);
     else if (f.max_retries < 0 || r.attempts < f.max_retries)
       return requeue(r, h, w);
     else
@@ -172,7 +222,8 @@ void Reaper::retire_queues(uint32_t slot) {
       Handle h = task_queue::peek(segment_, q, p);
       if (h == 0 || index_of(h) >= kRecordsMax) continue;
       uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);
-      if (state_of(w) == kReady && word_gen(w) == gen_of(h)) (void)node_.push_ready(h);
+      bool waits = state_of(w) == kWaiting && is_actor_class(q.cls);  // in its place among the calls
+      if ((state_of(w) == kReady || waits) && word_gen(w) == gen_of(h)) (void)node_.push_ready(h);
     }
     Class& c = segment_.cls(q.cls);
     uint32_t mine = i;
@@ -190,11 +241,10 @@ void Reaper::retire_queues(uint32_t slot) {
     }
     q.in_use.store(0, std::memory_order_release);
   }
-  uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
-  for (uint32_t c = 0; c < classes; ++c) {
-    segment_.cls(c).queues[slot].store(0, std::memory_order_release);
-    proc_set::take(segment_.cls(c).producers, slot);
-  }
+  for_each_class([&](Class& c) {
+    c.queues[slot].store(0, std::memory_order_release);
+    if (proc_set::has(c.producers, slot)) proc_set::take(c.producers, slot);
+  });
 }
 
 // ---- tables and sleepers ---------------------------------------------------------------------------
@@ -211,6 +261,10 @@ void Reaper::clear_tables(uint32_t slot) {
       f.state.compare_exchange_strong(state, 0, std::memory_order_acq_rel);
     }
   }
+  for (uint32_t a = 0; a < kActorsMax; ++a) {
+    uint32_t state = segment_.actor(a).state.load(std::memory_order_acquire);  // SYNC POINT: actor-entry
+    if (state == entry_writing(slot)) node_.untake_actor(a);
+  }
   uint32_t used = header.classes_used.load(std::memory_order_acquire);
   for (uint32_t i = 0; i < std::min(used + 64, kClassesMax); ++i) {
     uint32_t state = entry_writing(slot);
@@ -224,13 +278,10 @@ void Reaper::clear_tables(uint32_t slot) {
 // A set's summary is written after its words: a process killed in between leaves a bit nobody finds, or a
 // summary of nothing, which would tell submitters for ever that somebody looks for work.
 void Reaper::repair_sets() {
-  uint32_t classes = segment_.header().classes_used.load(std::memory_order_acquire);
-  for (uint32_t c = 0; c < classes; ++c) {
-    Class& cls = segment_.cls(c);
-    for (ProcSet* set : {&cls.sleeping, &cls.polling, &cls.producers})
-      for (uint32_t w = 0; w < kProcsMax / 64; ++w)
-        proc_set::update_summary(*set, w);
-  }
+  for_each_class([](Class& c) {
+    for (ProcSet* set : {&c.sleeping, &c.polling, &c.producers})
+      for (uint32_t w = 0; w < kProcsMax / 64; ++w) proc_set::update_summary(*set, w);
+  });
 }
 
 // A waker may have died after it took a sleeper's bit and before it woke it, a sealer after its swap: so all

@@ -25,6 +25,10 @@ struct CrashInfo {
   int32_t signal;     // 0: it exited
   int32_t exit_code;
   std::string stderr_tail;
+  // Of an actor's worker:
+  int actor = -1;
+  bool restarts = false;
+  std::string death;  // ActorDeath and its texts
 };
 
 class Reaper {
@@ -45,8 +49,12 @@ class Reaper {
   };
 
   // reaper.cpp
+  template <class Visit>
+  void for_each_class(Visit&& visit);  // of tasks and of actors
   void leave_sets(uint32_t slot);
-  void settle(uint32_t slot, Handle h, const CrashInfo& crash);
+  void settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited = false);
+  void settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited);
+  std::vector<Handle> held_by(uint32_t slot, int actor);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
   void requeue(Record& r, Handle h, uint64_t w);
@@ -59,7 +67,7 @@ class Reaper {
   void wake_everyone();
 
   // reaper_records.cpp
-  void repair_stream(uint32_t slot);
+  void repair_stream(uint32_t slot, Handle task);
   bool free_private(Record& r, uint64_t w);
   std::vector<uint32_t> chunks_of(uint32_t slot, bool only_home) const;
   void adopt_records(uint32_t slot);

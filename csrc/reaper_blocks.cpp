@@ -17,6 +17,8 @@ bool Reaper::is_live(void* self, Handle h, Offset block) {
     if ((gen_of(h) & kBlockUseMask) == kBlockRing && index_of(h) == 0)
       return name < kQueuesMax && segment.queue(name).in_use.load(std::memory_order_acquire) != 0 &&
              RingWord::offset(segment.queue(name).ring.load(std::memory_order_acquire)) == block;
+    if ((gen_of(h) & kBlockUseMask) == kBlockActor && index_of(h) == 0)
+      return name < kActorsMax && segment.actor(name).cause.load(std::memory_order_acquire) == block;
     if (index_of(h) == 0) return false;
   }
   if (index_of(h) >= kRecordsMax) return false;

@@ -35,9 +35,7 @@ std::vector<uint32_t> Reaper::chunks_of(uint32_t slot, bool only_home) const {
 
 // The stream it was making: items that are not published go, nobody has been told of them; the last that is
 // published is named as such. The task's id tells its items from those of another life of its record.
-void Reaper::repair_stream(uint32_t slot) {
-  Handle task = segment_.proc(slot).claim.load(std::memory_order_acquire);
-  if (task == 0 || index_of(task) >= kRecordsMax) return;
+void Reaper::repair_stream(uint32_t slot, Handle task) {
   Record& t = segment_.record(task);
   uint64_t w = t.state.load(std::memory_order_acquire);
   if (word_gen(w) != gen_of(task) || state_of(w) != kClaimed || word_holder(w) != slot) return;
@@ -102,7 +100,7 @@ void Reaper::count_references(const std::vector<Handle>& adopted) {
   for (Handle h : adopted) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
-    if (r.kind == kTask && (w & kFlagRefs)) {
+    if ((r.kind == kTask || r.kind == kActor) && (w & kFlagRefs)) {
       uint32_t deps, refs;
       const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
       for (uint32_t i = 0; i < deps + refs; ++i) count_one(handles[i]);
@@ -164,7 +162,9 @@ void Reaper::go_on(const std::vector<Handle>& adopted) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
     if (word_gen(w) != gen_of(h) || owner_of(r) != node_.slot_) continue;
-    if (state_of(w) == kReady) (void)node_.push_ready(h);
+    bool ordered = r.kind == kTask && node_.is_ordered(r.cls);  // it takes its place while it waits
+    if (state_of(w) == kReady && r.kind == kTask) (void)node_.push_ready(h);
+    if (state_of(w) == kWaiting && ordered) (void)node_.push_ready(h);
     if (state_of(w) == kWaiting) (void)node_.advance(r, h, w, 0);
   }
 }
@@ -178,17 +178,7 @@ std::unordered_set<Handle> Reaper::named_by_ledgers(uint32_t dead) {
   for (;;) {
     uint32_t before = epoch.load(std::memory_order_seq_cst);  // SYNC POINT: release-epoch
     uint32_t old_before = old_epoch.load(std::memory_order_seq_cst);
-    std::unordered_set<Handle> named;
-    uint32_t procs = segment_.header().procs_used.load(std::memory_order_acquire);
-    for (uint32_t s = 0; s < procs; ++s) {
-      if (s == dead || segment_.proc(s).state.load(std::memory_order_acquire) == kProcEmpty) continue;
-      Ledger& ledger = segment_.ledger(s);
-      uint32_t used = ledger.used.load(std::memory_order_acquire);
-      for (uint32_t e = 0; e < used; ++e) {
-        Handle h = ledger.entries[e].record.load(std::memory_order_seq_cst);  // SYNC POINT: ledger
-        if (h != 0) named.insert(h);
-      }
-    }
+    std::unordered_set<Handle> named = node_.named_by_ledgers(dead);
     if (epoch.load(std::memory_order_seq_cst) == before && old_epoch.load(std::memory_order_seq_cst) == old_before)
       return named;
   }

@@ -67,6 +67,31 @@ void SchedulerState::lease_returned(uint32_t slot, int64_t now) {
   w.since = now;
 }
 
+void SchedulerState::actor_wanted(uint32_t cls, const Units& demand, uint32_t env) {
+  class_seen(cls, demand, env);
+  classes_[cls].backlog = true;
+  classes_[cls].unmet_since = -1;
+  line_.push_back(cls);
+}
+
+void SchedulerState::actor_unwanted(uint32_t cls) {
+  std::erase(line_, cls);
+  if (cls < classes_.size()) classes_[cls].backlog = false;
+}
+
+uint32_t SchedulerState::actor_started(uint32_t slot, uint32_t cls, int64_t now) {
+  Class& c = classes_[cls];
+  Worker& w = workers_[slot];
+  (void)gpus_for(c, &w.gpus, &w.gpu_units);
+  w.actor = true;
+  w.cls = static_cast<int32_t>(cls);
+  w.granted_at = w.since = now;
+  charge(w, c, -1);
+  ++c.leases;
+  actor_unwanted(cls);
+  return w.gpus;
+}
+
 // ---- counting --------------------------------------------------------------------------------------
 
 void SchedulerState::charge(Worker& w, const Class& c, int64_t sign) {
@@ -143,9 +168,9 @@ bool SchedulerState::has_idle(uint32_t cls) const {
 }
 
 bool SchedulerState::has_backlog() const {
-  for (uint32_t c = 0; c < classes_.size(); ++c)
+  for (uint32_t c = 0; c < task_classes(); ++c)
     if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
-  return false;
+  return !line_.empty();
 }
 
 // How many more leases the class would take now.
@@ -164,8 +189,8 @@ uint32_t SchedulerState::wanted(uint32_t cls) const {
 }
 
 bool SchedulerState::somebody_waits() const {
-  return std::any_of(classes_.begin() + 1, classes_.end(),
-                     [](const Class& c) { return c.backlog && c.waits; });
+  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes(),
+                                       [](const Class& c) { return c.backlog && c.waits; });
 }
 
 // Free now, and what the leases under revocation will free.
@@ -187,12 +212,13 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
   next_ = kNever;
   starting_envs_.clear();
   for (uint32_t s : slots_)
-    if (!workers_[s].alive) starting_envs_.push_back(workers_[s].env);
+    if (!workers_[s].alive && !workers_[s].actor) starting_envs_.push_back(workers_[s].env);
   find_claimant(now);
   keep_leases(now);
   shed_oversubscribed(now);
-  uint32_t n = static_cast<uint32_t>(classes_.size());
-  if (claimant_ >= 0) serve(static_cast<uint32_t>(claimant_), now);
+  uint32_t n = task_classes();
+  if (claimant_ >= 0 && !is_actor_class(static_cast<uint32_t>(claimant_))) serve(static_cast<uint32_t>(claimant_), now);
+  serve_line(now);
   for (uint32_t i = 0; i < n; ++i) serve((rotate_ + i) % n, now);
   if (n != 0) rotate_ = (rotate_ + 1) % n;
   retire_spares(now);
@@ -202,19 +228,45 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
 void SchedulerState::find_claimant(int64_t now) {
   claimant_ = -1;
   int64_t oldest = kNever;
-  for (uint32_t c = 0; c < classes_.size(); ++c) {
+  auto look = [&](uint32_t c) {
     int64_t since = classes_[c].unmet_since;
-    if (since < 0 || since >= oldest || now - since < kStarvedNs) continue;
+    if (since < 0 || since >= oldest || now - since < kStarvedNs) return;
     oldest = since;
     claimant_ = static_cast<int>(c);
+  };
+  for (uint32_t c = 0; c < task_classes(); ++c) look(c);
+  for (uint32_t c : line_) look(c);
+}
+
+// One that does not fit lets smaller ones pass, until it is the claimant.
+void SchedulerState::serve_line(int64_t now) {
+  Units left = free_;
+  uint32_t started = 0;
+  bool gpus_taken = false;
+  for (uint32_t cls : line_) {
+    Class& c = classes_[cls];
+    uint32_t mask;
+    int64_t units;
+    bool wants_gpu = limits_.gpu >= 0 && c.demand[static_cast<size_t>(limits_.gpu)] != 0;
+    if (!fits(c, free_) || !gpus_for(c, &mask, &units)) {
+      make_room(cls, now);
+      continue;
+    }
+    if (!fits(c, left) || !fits_beside_claimant(cls) || (wants_gpu && gpus_taken)) continue;
+    if (++started > kStartsMax) break;
+    for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= c.demand[i];
+    gpus_taken = gpus_taken || wants_gpu;
+    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
+    out_->push_back({SchedulerAction::kStart, 0, cls, c.env, 0});
   }
+  if (started > 0 && line_.size() > started) due(now);
 }
 
 // Idle leases of other classes go back after a while.
 void SchedulerState::keep_leases(int64_t now) {
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls <= 0 || !w.idle || w.revoking || classes_[static_cast<size_t>(w.cls)].backlog) continue;
+    if (w.cls <= 0 || w.actor || !w.idle || w.revoking || classes_[static_cast<size_t>(w.cls)].backlog) continue;
     if (now - w.since >= kIdleLeaseNs)
       revoke(s);
     else
@@ -236,7 +288,7 @@ void SchedulerState::shed_oversubscribed(int64_t now) {
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls < 0 || w.blocked || w.revoking) continue;
+    if (w.cls < 0 || w.actor || w.blocked || w.revoking) continue;
     if (limits_.cpu >= 0 && classes_[static_cast<size_t>(w.cls)].demand[static_cast<size_t>(limits_.cpu)] == 0) continue;
     const Worker* b = best < 0 ? nullptr : &workers_[static_cast<size_t>(best)];
     bool better = b == nullptr || w.idle > b->idle || (w.idle == b->idle && w.granted_at > b->granted_at);
@@ -250,7 +302,7 @@ int SchedulerState::free_worker(uint32_t env) const {
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (!w.alive || w.cls >= 0 || w.exiting || w.revoking || w.env != env) continue;
+    if (!w.alive || w.actor || w.cls >= 0 || w.exiting || w.revoking || w.env != env) continue;
     if (best < 0 || static_cast<int>(s) < best) best = static_cast<int>(s);
   }
   return best;
@@ -295,7 +347,7 @@ int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls < 0 || w.revoking || w.cls == static_cast<int32_t>(for_cls)) continue;
+    if (w.cls < 0 || w.actor || w.revoking || w.cls == static_cast<int32_t>(for_cls)) continue;
     const Class& c = classes_[static_cast<size_t>(w.cls)];
     if (busy ? now - w.granted_at < kStarvedNs : !w.idle || c.backlog) continue;
     bool helps = false;
@@ -353,10 +405,13 @@ void SchedulerState::revoke(uint32_t slot) {
 
 void SchedulerState::retire_spares(int64_t now) {
   uint32_t defaults = 0;
-  for (uint32_t s : slots_) defaults += workers_[s].alive && workers_[s].env == 0 && !workers_[s].exiting;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    defaults += w.alive && !w.actor && w.env == 0 && !w.exiting;
+  }
   for (uint32_t s : slots_) {
     Worker& w = workers_[s];
-    if (!w.alive || w.exiting || w.cls >= 0 || (w.env == 0 && defaults <= limits_.cpus)) continue;
+    if (!w.alive || w.actor || w.exiting || w.cls >= 0 || (w.env == 0 && defaults <= limits_.cpus)) continue;
     int64_t end = w.since + (w.env == 0 ? kSpareDefaultNs : kSpareEnvNs);
     if (now < end) {
       due(end);
@@ -369,7 +424,7 @@ void SchedulerState::retire_spares(int64_t now) {
 }
 
 void SchedulerState::stand() {
-  for (uint32_t cls = 0; cls < classes_.size(); ++cls) {
+  for (uint32_t cls = 0; cls < task_classes(); ++cls) {
     Class& c = classes_[cls];
     if (!c.known || c.leases != 0 || c.standing || (c.backlog && feasible(cls))) continue;
     c.standing = true;

@@ -4,12 +4,14 @@
 //   action    what to do about it: grant or revoke a lease, fork a worker, tell one to exit
 //   lease     a worker's right to claim tasks of one class; resources are counted per lease
 //   charge    what a lease takes from the node; a blocked worker's charge is without its CPU
+//   line      actors that wait for resources; each gets a process of its own, with a lease for life
 //   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs
 //
 // No clock, no shared memory, no system call: local_scheduler.cpp feeds the events, calls decide(now) and
 // carries the actions out; tests/native/scheduler_state_test.cpp plays transcripts.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -27,6 +29,7 @@ struct SchedulerAction {
     kFork,    // env
     kExit,    // worker
     kStand,   // cls has no lease: the node stands among its sleepers
+    kStart,   // cls is an actor's: fork a worker for it, then actor_started()
   } kind;
   uint32_t worker = 0;
   uint32_t cls = 0;
@@ -41,7 +44,8 @@ class SchedulerState {
   static constexpr int64_t kStarvedNs = 20 * kMs;
   static constexpr int64_t kSpareEnvNs = 1000 * kMs;
   static constexpr int64_t kSpareDefaultNs = 10000 * kMs;
-  static constexpr uint32_t kWorkersMax = 3000;
+  static constexpr uint32_t kWorkersMax = 3000;  // that run tasks
+  static constexpr uint32_t kStartsMax = 8;      // actors started in one decision
   static constexpr int64_t kNever = INT64_MAX;
   static constexpr int64_t kUnit = 10000;
 
@@ -63,6 +67,11 @@ class SchedulerState {
   void worker_blocked(uint32_t slot, bool blocked);
   void worker_idle(uint32_t slot, bool idle, int64_t now);
   void lease_returned(uint32_t slot, int64_t now);
+  // An actor joins the line, or leaves it.
+  void actor_wanted(uint32_t cls, const Units& demand, uint32_t env);
+  void actor_unwanted(uint32_t cls);
+  // The worker in `slot` (starting) is this actor's; returns its GPUs as a bit mask.
+  uint32_t actor_started(uint32_t slot, uint32_t cls, int64_t now);
 
   // ---- decisions -----------------------------------------------------------------------------
   void decide(int64_t now, std::vector<SchedulerAction>* actions);
@@ -82,6 +91,7 @@ class SchedulerState {
  private:
   struct Worker {
     bool present = false, alive = false, revoking = false, blocked = false, idle = false, exiting = false;
+    bool actor = false;
     uint32_t env = 0;
     int32_t cls = -1;
     uint32_t gpus = 0;
@@ -100,6 +110,8 @@ class SchedulerState {
   void keep_leases(int64_t now);
   void shed_oversubscribed(int64_t now);
   void serve(uint32_t cls, int64_t now);
+  void serve_line(int64_t now);
+  uint32_t task_classes() const { return static_cast<uint32_t>(std::min<size_t>(classes_.size(), kClassesMax)); }
   void make_room(uint32_t cls, int64_t now);
   void find_claimant(int64_t now);
   void retire_spares(int64_t now);
@@ -126,7 +138,8 @@ class SchedulerState {
   Units free_{};
   std::vector<Worker> workers_;  // by slot
   std::vector<uint32_t> slots_;  // of those present
-  std::vector<Class> classes_;
+  std::vector<Class> classes_;   // of tasks, and from kActorClass on of actors
+  std::vector<uint32_t> line_;   // actor classes, first come first
   std::array<int64_t, kGpusMax> gpu_free_{};
   std::vector<SchedulerAction>* out_ = nullptr;
   std::vector<uint32_t> starting_envs_;  // of workers on their way, not yet counted on

@@ -34,9 +34,11 @@ struct Layout {
     h.object_store_bytes = limits.object_store_bytes;
     h.procs = take(sizeof(Proc) * kProcsMax);
     h.ledgers = take(sizeof(Ledger) * kProcsMax);
-    h.classes = take(sizeof(Class) * kClassesMax);
+    h.classes = take(sizeof(Class) * (kClassesMax + kActorsMax));
     h.queues = take(sizeof(Queue) * kQueuesMax);
     h.functions = take(sizeof(Function) * kFunctionsMax);
+    h.actors = take(sizeof(Actor) * kActorsMax);
+    h.actor_logs = take(sizeof(uint64_t) * kActorLogEntries * kActorsMax);
     h.chunk_owners = take(sizeof(uint32_t) * kChunksMax);
     h.returned = take(uint64_t{kRecordsMax} / 8);
     h.records = take(sizeof(Record) * uint64_t{kRecordsMax});

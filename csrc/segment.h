@@ -33,6 +33,12 @@ class Segment {
   Class& cls(uint32_t c) const { return at<Class>(header().classes)[c]; }
   Queue& queue(uint32_t q) const { return at<Queue>(header().queues)[q]; }
   Function& function(uint32_t f) const { return at<Function>(header().functions)[f]; }
+  Actor& actor(uint32_t a) const { return at<Actor>(header().actors)[a]; }
+  Actor& actor_of_class(uint32_t cls) const { return actor(cls - kActorClass); }
+  std::atomic<uint64_t>& actor_log(uint32_t a, uint64_t n) const {
+    uint64_t entry = uint64_t{a} * kActorLogEntries + n % kActorLogEntries;
+    return at<std::atomic<uint64_t>>(header().actor_logs)[entry];
+  }
   std::atomic<uint32_t>& chunk_owner(uint32_t c) const {
     return at<std::atomic<uint32_t>>(header().chunk_owners)[c];
   }

@@ -25,6 +25,7 @@
 namespace fastray {
 
 inline constexpr uint32_t kRingMin = 1024;  // entries
+inline constexpr uint32_t kActorRingMin = 64;  // of a queue of an actor: there may be thousands
 inline constexpr uint32_t kRingShrinkAbove = 1u << 16;
 
 struct RingWord {
@@ -72,10 +73,12 @@ class QueueProducer {
     head_seen_ = queue_->head.load(std::memory_order_acquire);
     if (head_seen_ > tail_) head_seen_ = tail_;
     uint64_t used = tail_ - head_seen_;
-    if (used >= capacity_) return use_ring(capacity_ == 0 ? kRingMin : capacity_ * 2);
-    if (capacity_ > kRingShrinkAbove && used < kRingMin / 2) (void)use_ring(kRingMin);
+    if (used >= capacity_) return use_ring(capacity_ == 0 ? ring_min() : capacity_ * 2);
+    if (capacity_ > kRingShrinkAbove && used < kRingMin / 2) (void)use_ring(ring_min());
     return true;
   }
+
+  uint64_t ring_min() const { return is_actor_class(queue_->cls) ? kActorRingMin : kRingMin; }
 
   bool use_ring(uint64_t capacity) {
     uint32_t log2 = static_cast<uint32_t>(std::countr_zero(capacity));
@@ -150,6 +153,8 @@ inline Handle claim(const Segment& segment, Queue& q, uint32_t holder, Proc& sel
       q.head.compare_exchange_strong(head, head + 1, std::memory_order_acq_rel);
       return h;
     }
+    // a call whose dependency is not done: in an ordered queue those behind it wait too
+    if (state_of(w) == kWaiting && word_gen(w) == gen_of(h)) return 0;
     q.head.compare_exchange_strong(head, head + 1, std::memory_order_acq_rel);  // help over it
   }
 }

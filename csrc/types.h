@@ -28,12 +28,14 @@ inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
 inline constexpr uint32_t kProcsMax = 4096;          // processes of a node (12 bits of a state word)
-inline constexpr uint32_t kClassesMax = 1024;        // scheduling classes of a node
+inline constexpr uint32_t kClassesMax = 1024;        // scheduling classes of tasks
+inline constexpr uint32_t kActorsMax = 4096;         // actors of a node, alive or still held by a handle
+inline constexpr uint32_t kActorLogEntries = 4096;   // calls between two checkpoints of an actor
 inline constexpr uint32_t kRecordsMax = 1u << 25;    // 33.5 million records: 4 GiB when all in use
 inline constexpr uint32_t kChunkRecords = 4096;      // records a process takes at a time
 inline constexpr uint32_t kChunksMax = kRecordsMax / kChunkRecords;
 inline constexpr uint32_t kFunctionsMax = 1u << 18;  // function variants (function + options)
-inline constexpr uint32_t kQueuesMax = 1u << 15;     // task queues: one per (producer, class) in use
+inline constexpr uint32_t kQueuesMax = 1u << 17;     // task queues: one per (producer, class) in use
 inline constexpr uint32_t kLedgerEntries = 1u << 20; // borrowed references of one process
 inline constexpr uint32_t kResourcesMax = 16;        // kinds of resources of a node
 inline constexpr uint32_t kGpusMax = 32;
@@ -49,7 +51,8 @@ constexpr uint32_t gen_of(Handle h) { return static_cast<uint32_t>(h >> 32); }
 // ---- the state word ---------------------------------------------------------------------------
 // gen:32 | holder:12 | attempt:6 | flags:10 | state:4
 // holder is the claiming process slot in kClaimed, the number of the dependency waited for (modulo
-// 4096) in kWaiting, kWalking in a sealed record until its edges are walked, 0 otherwise.
+// 4096) in kWaiting, kWalking in a sealed record until its edges are walked, 0 otherwise. A task that
+// waits has made no attempt: there the field says whether a process has it in hand (see kInHand).
 enum State : uint32_t {
   kFree = 0,     // on its owner's free list
   kWaiting = 1,  // a dependency is not done
@@ -95,6 +98,15 @@ constexpr uint64_t next_life(uint64_t w) {
 constexpr uint64_t with_state(uint64_t w, State s, uint32_t holder) {
   return (w & ~(kStateMask | kHolderMask)) | s | uint64_t{holder} << kHolderShift;
 }
+// A waiting task is in the hand of process `holder` while that one looks what it waits for next; Proc::moving
+// names it. Who takes it away meanwhile (a cancel) leaves the mark: its owner does not free it before that
+// process is through (Process::may_free).
+inline constexpr uint64_t kInHand = uint64_t{1} << kAttemptShift;
+inline constexpr uint64_t kLookAgain = uint64_t{2} << kAttemptShift;  // and a dependency was sealed since
+constexpr bool is_in_hand(uint64_t w) { return state_of(w) == kWaiting && (w & kAttemptMask) != 0; }
+constexpr uint64_t in_hand(uint64_t w, uint32_t slot, uint64_t mark) {
+  return (with_state(w, kWaiting, slot) & ~kAttemptMask) | mark;
+}
 
 // ---- the record -------------------------------------------------------------------------------
 enum Kind : uint8_t {
@@ -102,6 +114,7 @@ enum Kind : uint8_t {
   kObject = 1,   // put()
   kPromise = 2,  // return value number `ret` of the task in `parent`
   kItem = 3,     // item number `ret` of a stream; made by the worker, adopted by the consumer
+  kActor = 4,    // the creation of an actor: arguments of its constructor; what handles refer to
 };
 
 inline constexpr uint8_t kArgsInHeap = 0xFF;
@@ -199,6 +212,8 @@ enum ErrorCode : uint8_t {
   kErrorStoreFull = 4,  // followed by the bytes wanted (u64)
   kErrorOwnerDied = 5,
   kErrorSystem = 6,     // followed by a UTF-8 message
+  kErrorActorDied = 7,  // followed by an ActorDeath and its texts
+  kErrorActorUnavailable = 8,  // the same: it died and starts again
 };
 struct CrashReport {
   int32_t pid;
@@ -208,7 +223,12 @@ struct CrashReport {
 };
 
 // Blocks of the data area that hang on no record carry a handle with index 0 and say here what they are.
-enum BlockUse : uint32_t { kBlockRing = 1u << 30, kBlockBlob = 2u << 30, kBlockUseMask = 3u << 30 };
+enum BlockUse : uint32_t {
+  kBlockRing = 1u << 30,   // of the queue named
+  kBlockBlob = 2u << 30,   // of the function named
+  kBlockActor = 3u << 30,  // cause of death or list of calls in flight of the actor named
+  kBlockUseMask = 3u << 30,
+};
 
 // An edge, in a payload block of the process that registered it; freed with the record it hangs on.
 enum EdgeKind : uint32_t { kEdgeRecord = 0, kEdgeProcess = 1 };
@@ -249,6 +269,7 @@ struct alignas(kCacheLine) Proc {
   uint32_t depth;                                   // nesting depth of the running task
   std::atomic<uint64_t> freeing;                    // payload offset on its way to another arena
   std::atomic<uint64_t> acting;                     // handle of a record it cancels or returns
+  std::atomic<uint64_t> moving;                     // handle of a waiting task it has in hand
   std::atomic<uint32_t> cpu;                        // CPU + 1 it ran on last: a hint for spinning
   uint32_t pad1[3];
   // written by everyone: wake-ups
@@ -305,7 +326,7 @@ struct Class {
   uint32_t runtime_env;         // function-table index of the pickled runtime_env, or 0
   uint64_t demand[kResourcesMax];  // in 1/10000 of a unit, by resource index
   std::atomic<uint32_t> leases;    // workers leased to it (the node writes)
-  uint32_t pad;
+  std::atomic<uint32_t> changes;   // bumped when a process becomes a producer
   alignas(kCacheLine) ProcSet sleeping;   // leased workers that sleep; whoever clears a bit must wake
   alignas(kCacheLine) ProcSet polling;    // leased workers that look for work, or were just woken
   alignas(kCacheLine) ProcSet producers;  // processes with a queue of this class
@@ -316,6 +337,7 @@ enum FunctionFlag : uint32_t {
   kRetryExceptions = 1,  // retry on user exceptions too (all of them, or those in the blob)
   kStreaming = 2,
   kBlobIsRuntimeEnv = 4,
+  kReadOnly = 8,         // a method that changes no state: not in the actor's log
 };
 struct alignas(kCacheLine) Function {
   std::atomic<uint32_t> state;  // 0 empty, entry_writing(slot), 2 in use
@@ -332,6 +354,82 @@ struct alignas(kCacheLine) Function {
 };
 static_assert(sizeof(Function) == 128);
 
+// ---- actors -------------------------------------------------------------------------------------
+// Classes from here on belong to actors, by actor index; their queues are ordered (see actors.md).
+inline constexpr uint32_t kActorClass = kClassesMax;
+static_assert(kActorClass + kActorsMax <= UINT16_MAX);
+constexpr bool is_actor_class(uint32_t cls) { return cls >= kActorClass; }
+
+enum ActorState : uint32_t {
+  kActorFree = 0,
+  // 1 is entry_writing(slot): its creator fills the entry in
+  kActorPending = 2,     // waits for resources and a process
+  kActorStarting = 3,    // has a process, the constructor (or the restart) is not through
+  kActorAlive = 4,
+  kActorRestarting = 5,  // waits for resources and a process again
+  kActorDead = 6,        // for good; the entry stays until its creation record is freed
+};
+enum ActorFlag : uint32_t {
+  kActorDetached = 1,      // lives on without handles
+  kActorOutOfOrder = 2,    // calls whose dependencies are not done let others pass
+  kActorCheckpoints = 4,   // keeps a log of calls
+  kActorNoRestart = 8,     // kill(no_restart=True) came
+};
+// Why it is dead or restarting; the first that is set stays.
+enum ActorEnd : uint32_t {
+  kEndNone = 0,
+  kEndCrashed = 1,
+  kEndInitFailed = 2,    // the constructor raised
+  kEndKilled = 3,        // kill()
+  kEndExited = 4,        // exit_actor(), __ray_terminate__
+  kEndHandlesGone = 5,
+  kEndStartFailed = 6,   // its process never came up
+};
+
+// One cache line that callers and the worker read, one that the worker writes, then what is rarely read.
+struct alignas(kCacheLine) Actor {
+  std::atomic<uint32_t> state;
+  std::atomic<uint32_t> flags;
+  std::atomic<uint64_t> creation;   // handle of the creation record
+  std::atomic<uint32_t> slot;       // process slot of its worker; 0: none
+  std::atomic<uint32_t> ending;     // no handle is left: finish what stands in the queues and leave
+  std::atomic<uint32_t> end;        // ActorEnd, set by the worker before it leaves, or by the node
+  int32_t max_restarts;             // -1: for ever
+  std::atomic<uint32_t> restarts;   // how often it was started again
+  uint32_t info;                    // function-table index of what a handle needs to know
+  std::atomic<Offset> cause;        // block: u64 length, dumped exception of the constructor
+  std::atomic<uint64_t> checkpoint; // handle of the object with the last checkpoint; 0: none
+  // written by the worker
+  alignas(kCacheLine) std::atomic<uint64_t> log_end;  // calls logged ever: entry n is at n % kActorLogEntries
+  std::atomic<uint64_t> log_start;  // entries before it are let go of
+  std::atomic<Offset> flight;       // block: handles in flight, 0 where a place is free
+  std::atomic<uint32_t> flight_places;
+  std::atomic<uint32_t> last_call;  // function-table index of the last method started
+  uint32_t pad[8];
+  uint64_t name_hash[2];            // of namespace and name; 0, 0: no name
+  char name[96];                    // cut, NUL-terminated
+  char name_space[64];
+  char class_name[64];
+};
+static_assert(sizeof(Actor) == 384);
+// A handle in Actor::flight that was claimed, but waits for its concurrency group: it has not run.
+inline constexpr uint64_t kFlightWaiting = uint64_t{1} << 31;  // records have 25 bits of index
+static_assert(kRecordsMax <= kFlightWaiting);
+
+// How an actor ended, for those whose calls failed. Texts follow, of the lengths given: class, name, method of
+// the last call, end of stderr, dumped exception of the constructor.
+struct ActorDeath {
+  uint64_t id;           // of the creation record
+  int64_t time_ns;       // wall clock
+  uint32_t end;          // ActorEnd
+  int32_t pid, signal, exit_code;
+  uint32_t restarts;
+  int32_t max_restarts;
+  uint32_t may_have_run; // this call
+  uint32_t text_bytes[5];
+};
+static_assert(sizeof(ActorDeath) == 64);
+
 // ---- the segment ------------------------------------------------------------------------------
 struct Resource {
   char name[56];
@@ -345,12 +443,13 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, ledgers, classes, queues, functions, chunk_owners, returned, records, regions, data;
+  Offset procs, ledgers, classes, queues, functions, actors, actor_logs, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   std::atomic<uint32_t> incarnations;
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;
   std::atomic<uint32_t> queues_used;
+  std::atomic<uint32_t> actors_used;     // entries ever used: scans stop here
   std::atomic<uint32_t> chunks_used;
   std::atomic<uint32_t> procs_used;      // slots ever used: scans stop here
   std::atomic<uint32_t> resources_used;

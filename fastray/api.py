@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from fastray.actor import ActorClass, ActorHandle
     from fastray.runtime import Runtime
 
 
@@ -104,17 +105,19 @@ def remote(*args: Any, **options: Any) -> Any:
             "@remote or @remote(num_cpus=2)"
         )
 
-    def decorate(target: Callable[..., Any]) -> RemoteFunction:
+    def decorate(target: Callable[..., Any]) -> Any:
         return _make_remote(target, options)
 
     return decorate
 
 
-def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction:
-    if isinstance(target, RemoteFunction):
-        raise TypeError(f"{target!r} is a remote function already")
+def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | ActorClass:
+    if isinstance(target, RemoteFunction) or type(target).__name__ == "ActorClass":
+        raise TypeError(f"{target!r} is remote already")
     if isinstance(target, type):
-        raise TypeError(f"@remote on classes (actors) is not in this release: {target.__name__}")
+        from fastray.actor import make_actor_class
+
+        return make_actor_class(target, options)
     if not callable(target) or not hasattr(target, "__name__") or isinstance(target, type(len)):
         raise TypeError(f"@remote is for functions, got {type(target).__name__}")
     return remote_function(target, options)
@@ -135,15 +138,24 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
 
 
 def kill(actor: Any, *, no_restart: bool = True) -> None:
-    """Kills an actor. Raises ValueError for anything else (a task is stopped with `cancel`)."""
-    raise ValueError(f"kill() takes an actor handle, got {type(actor).__name__}; use cancel() to stop a task")
+    """Kills an actor at once, see `fastray.actor.kill`. Raises ValueError for anything else."""
+    from fastray.actor import kill as kill_actor
+
+    kill_actor(actor, no_restart=no_restart)
 
 
-def get_actor(name: str, namespace: str | None = None) -> Any:
-    """The handle of a named actor. Raises ValueError when there is none."""
-    if not name:
-        raise ValueError("get_actor() needs the name of an actor")
-    raise ValueError(f"no actor named {name!r} in this session")
+def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
+    """The handle of a named actor, see `fastray.actor.get_actor`. Raises ValueError when there is none."""
+    from fastray.actor import get_actor as find
+
+    return find(name, namespace)
+
+
+def method(*args: Any, **options: Any) -> Any:
+    """Decorator: options of an actor's method, see `fastray.actor.method`."""
+    from fastray.actor import method as decorator
+
+    return decorator(*args, **options)
 
 
 def _amounts(units: dict[str, int]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Drivers send all kinds, workers only cancel_message.
+sockets are SOCK_SEQPACKET. Drivers send all kinds, workers cancel_message and kill_actor_message.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 _MESSAGE = struct.Struct("<IIQII")
-SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER = 1, 2, 3, 4
+SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR = 1, 2, 3, 4, 5
 
 
 def shutdown_message() -> bytes:
@@ -31,3 +31,8 @@ def preload_message(modules: list[str]) -> bytes:
 def kill_worker_message(slot: int) -> bytes:
     """For tests: SIGKILL to the worker in `slot`."""
     return _MESSAGE.pack(KILL_WORKER, slot, 0, 0, 0)
+
+
+def kill_actor_message(creation: int, no_restart: bool) -> bytes:
+    """SIGKILL to the actor whose creation record is `creation`; it does not start again when `no_restart`."""
+    return _MESSAGE.pack(KILL_ACTOR, 0, creation, 1 if no_restart else 0, 0)

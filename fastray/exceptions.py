@@ -297,6 +297,7 @@ class ActorError(FastrayError):
         self.error_msg = error_msg
         self.actor_init_failed = actor_init_failed
         self.preempted = preempted
+        self.report: object = None  # the ActorReport (actor_errors.py), when it is known
         super().__init__(error_msg)
 
 
@@ -323,9 +324,7 @@ class ActorUnavailableError(ActorError):
 
     def __init__(self, error_message: str = "no connection", actor_id: bytes | None = None) -> None:
         hex_id = actor_id.hex() if actor_id is not None else None
-        super().__init__(
-            hex_id, f"Actor {hex_id} is unavailable: {error_message}. The call may or may not have run."
-        )
+        super().__init__(hex_id, f"The actor {hex_id} is unavailable: {error_message}")
 
 
 class ActorUnschedulableError(FastrayError):

@@ -17,6 +17,7 @@ import signal
 import sys
 
 from fastray._native.node import FORK, PRELOAD, LocalScheduler, adopt_orphans, name_process
+from fastray.node_child import become_worker
 
 SEGMENT_FD, BELL_FD, CONTROL_FD, LOG_FD = 3, 4, 5, 6
 HELLO_BYTES_MAX = 1 << 20
@@ -81,6 +82,8 @@ def _is_open(fd: int) -> bool:
 
 def _fork(loop: LocalScheduler) -> None:
     node_pid = os.getpid()
+    if loop.for_actor and "fastray.actor_worker" not in sys.modules:
+        _preload(["fastray.actor_worker", "fastray.actor_info", "fastray.logs"])
     try:
         pid = os.fork()
     except OSError:
@@ -88,8 +91,6 @@ def _fork(loop: LocalScheduler) -> None:
         return
     if pid == 0:
         try:
-            from fastray.node_child import become_worker
-
             become_worker(loop, node_pid)
         except BaseException:
             sys.excepthook(*sys.exc_info())

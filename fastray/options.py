@@ -16,7 +16,26 @@ Called by remote_function.py.
 
 from __future__ import annotations
 
-from fastray.exceptions import InvalidOptionError, OptionTypeError, UnknownOptionError
+from fastray.exceptions import InvalidOptionError, UnknownOptionError
+from fastray.option_checks import (
+    UNITS,
+    check_amount,
+    check_anything,
+    check_backpressure,
+    check_flag,
+    check_gpus,
+    check_integer,
+    check_label_selector,
+    check_labels,
+    check_memory,
+    check_num_returns,
+    check_resources,
+    check_retry_exceptions,
+    check_runtime_env,
+    check_strategy,
+    check_string,
+    type_error,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +43,7 @@ if TYPE_CHECKING:
 
     from fastray.runtime_env import RuntimeEnv
 
-UNITS = 10_000  # a resource is counted in 1/10000
 STREAMING = -1  # num_returns of a generator
-RETURNS_MAX = 65_535
-_SMALLEST = 1 / UNITS
-_AMOUNT_MAX = 2**63 // UNITS
-_CUSTOM_SELECTOR_MAX = 63
 
 DEFAULTS: dict[str, object] = {
     "num_cpus": 1,
@@ -131,7 +145,7 @@ class TaskOptions:
         return (
             tuple(sorted(self.demand().items())),
             self.runtime_env.key() if self.runtime_env else None,
-            _strategy_key(self.scheduling_strategy),
+            strategy_key(self.scheduling_strategy),
             tuple(sorted(self.label_selector.items())),
         )
 
@@ -158,189 +172,35 @@ def to_units(amount: float) -> int:
     return amount * UNITS if isinstance(amount, int) else int(amount * UNITS + 1e-6)
 
 
-def _strategy_key(strategy: object) -> object:
+def strategy_key(strategy: object) -> object:
     if strategy is None or isinstance(strategy, str):
         return strategy or "DEFAULT"
-    key: Callable[[], object] = strategy.key  # type: ignore[attr-defined]  # checked by _strategy
+    key: Callable[[], object] = strategy.key  # type: ignore[attr-defined]  # checked by check_strategy
     return key()
 
 
-# ---- one check per option --------------------------------------------------------------------------
-
-
-def _type_error(option: str, value: object, wanted: str) -> OptionTypeError:
-    return OptionTypeError(f"{option} must be {wanted}, not {type(value).__name__} {value!r}", option=option)
-
-
-def _amount(option: str, value: object) -> float:
-    if not isinstance(value, (int, float)):
-        raise _type_error(option, value, "a number")
-    if value != value or abs(value) > _AMOUNT_MAX:
-        raise InvalidOptionError(f"{option}={value!r} is no amount that could be counted", option=option)
-    if value < 0:
-        raise InvalidOptionError(f"{option}={value!r} must not be negative", option=option)
-    if 0 < value < _SMALLEST:
-        raise InvalidOptionError(
-            f"{option}={value!r} is less than the smallest fraction, {_SMALLEST}", option=option
-        )
-    return int(value) if int(value) == value else value
-
-
-def _gpus(option: str, value: object) -> float:
-    amount = _amount(option, value)
-    if amount > 1 and not isinstance(amount, int):
-        raise InvalidOptionError(f"{option}={value!r} must be whole when it is more than 1", option=option)
-    return amount
-
-
-def _memory(option: str, value: object) -> int:
-    return int(_amount(option, value))
-
-
-def _resources(option: str, value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise _type_error(option, value, "a dict of names to numbers")
-    checked: dict[str, float] = {}
-    for name, amount in value.items():
-        if not isinstance(name, str) or not name:
-            raise _type_error(option, name, "a dict with names (non-empty strings) as keys")
-        if name in ("CPU", "GPU"):
-            raise InvalidOptionError(
-                f"{option}: use num_{name.lower()}s=... instead of {name!r}", option=option
-            )
-        if name in ("memory", "object_store_memory"):
-            raise InvalidOptionError(f"{option} must not contain {name!r}: use memory=...", option=option)
-        checked[name] = _amount(f"{option}[{name!r}]", amount)
-    return checked
-
-
-def _integer(least: int, most: int | None = None) -> Callable[[str, object], int]:
-    def check(option: str, value: object) -> int:
-        if not isinstance(value, int):
-            raise _type_error(option, value, "a whole number")
-        if value < least or (most is not None and value > most):
-            limits = f"at least {least}" if most is None else f"from {least} to {most}"
-            meaning = " (-1: without limit)" if least == -1 else ""
-            raise InvalidOptionError(f"{option}={value!r} must be {limits}{meaning}", option=option)
-        return int(value)
-
-    return check
-
-
-def _num_returns(option: str, value: object) -> int | str:
-    if isinstance(value, str):
-        if value not in ("streaming", "dynamic"):
-            raise OptionTypeError(
-                f'{option}={value!r} must be a whole number, "streaming" or "dynamic"', option=option
-            )
-        return value
-    return _integer(0, RETURNS_MAX)(option, value)
-
-
-def _retry_exceptions(option: str, value: object) -> bool | tuple[type[Exception], ...]:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, (list, tuple)):
-        raise _type_error(option, value, "a bool or a list of exception classes")
-    for item in value:
-        if not isinstance(item, type) or not issubclass(item, Exception):
-            raise InvalidOptionError(f"{option}: {item!r} is no subclass of Exception", option=option)
-    return tuple(value)
-
-
-def _backpressure(option: str, value: object) -> int:
-    if value == 0 and isinstance(value, int):
-        raise InvalidOptionError(
-            f"{option}=0 would never yield: use 1 for one item at a time, -1 for no limit", option=option
-        )
-    return _integer(-1)(option, value)
-
-
-def _string(option: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise _type_error(option, value, "a string")
-    return value
-
-
-def _flag(option: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _type_error(option, value, "a bool")
-    return value
-
-
-def _anything(option: str, value: object) -> object:
-    return value
-
-
-def _runtime_env(option: str, value: object) -> RuntimeEnv:
-    from fastray.runtime_env import parse_runtime_env
-
-    return parse_runtime_env(value)
-
-
-def _strategy(option: str, value: object) -> object:
-    if isinstance(value, str):
-        if value in ("DEFAULT", "SPREAD"):
-            return value
-        raise InvalidOptionError(
-            f'{option}={value!r} must be "DEFAULT", "SPREAD" or one of fastray.util.scheduling_strategies',
-            option=option,
-        )
-    from fastray.util import scheduling_strategies
-
-    if not isinstance(value, scheduling_strategies.STRATEGIES):
-        raise _type_error(option, value, '"DEFAULT", "SPREAD" or one of fastray.util.scheduling_strategies')
-    return value
-
-
-def _is_label_name(text: str) -> bool:
-    inner = text.replace("-", "").replace("_", "").replace(".", "")
-    ends = text[:1].isalnum() and text[-1:].isalnum()
-    return text.isascii() and 0 < len(text) <= _CUSTOM_SELECTOR_MAX and ends and inner.isalnum()
-
-
-def _label_selector(option: str, value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise _type_error(option, value, "a dict of strings to strings")
-    for name, wanted in value.items():
-        if not isinstance(name, str) or not isinstance(wanted, str):
-            raise _type_error(option, {name: wanted}, "a dict of strings to strings")
-        if not _is_label_name(name.rpartition("/")[2]):
-            raise InvalidOptionError(f"{option}: {name!r} is no name of a label", option=option)
-        text = wanted[1:] if wanted.startswith("!") else wanted
-        values = text[3:-1].split(",") if text.startswith("in(") and text.endswith(")") else [text]
-        for item in values:
-            if item.strip() and not _is_label_name(item.strip()):
-                raise InvalidOptionError(f"{option}: {item!r} is no value of a label", option=option)
-    return dict(value)
-
-
-def _labels(option: str, value: object) -> dict[str, str]:
-    return _label_selector(option, value)
-
-
 _CHECKS: dict[str, Callable[[str, object], object]] = {
-    "num_cpus": _amount,
-    "num_gpus": _gpus,
-    "memory": _memory,
-    "resources": _resources,
-    "num_returns": _num_returns,
-    "max_retries": _integer(-1),
-    "retry_exceptions": _retry_exceptions,
-    "max_calls": _integer(0),
-    "name": _string,
-    "runtime_env": _runtime_env,
-    "scheduling_strategy": _strategy,
-    "label_selector": _label_selector,
-    "fallback_strategy": _anything,
-    "accelerator_type": _string,
-    "_generator_backpressure_num_objects": _backpressure,
-    "_num_objects_per_yield": _integer(1),
-    "enable_task_events": _flag,
-    "_labels": _labels,
-    "placement_group": _anything,
-    "placement_group_bundle_index": _integer(-1),
-    "placement_group_capture_child_tasks": _flag,
+    "num_cpus": check_amount,
+    "num_gpus": check_gpus,
+    "memory": check_memory,
+    "resources": check_resources,
+    "num_returns": check_num_returns,
+    "max_retries": check_integer(-1),
+    "retry_exceptions": check_retry_exceptions,
+    "max_calls": check_integer(0),
+    "name": check_string,
+    "runtime_env": check_runtime_env,
+    "scheduling_strategy": check_strategy,
+    "label_selector": check_label_selector,
+    "fallback_strategy": check_anything,
+    "accelerator_type": check_string,
+    "_generator_backpressure_num_objects": check_backpressure,
+    "_num_objects_per_yield": check_integer(1),
+    "enable_task_events": check_flag,
+    "_labels": check_labels,
+    "placement_group": check_anything,
+    "placement_group_bundle_index": check_integer(-1),
+    "placement_group_capture_child_tasks": check_flag,
 }
 _ACTOR_ONLY = frozenset(
     [
@@ -397,14 +257,14 @@ def parse_task_options(given: Mapping[str, object], base: TaskOptions | None = N
                 "max_calls belongs to the function: set it in @remote(...)", option=option
             )
         if value is None and option == "retry_exceptions":
-            raise _type_error(option, value, "a bool or a list of exception classes")
+            raise type_error(option, value, "a bool or a list of exception classes")
         values[option.lstrip("_")] = DEFAULTS[option] if value is None else check(option, value)
     if given.get("placement_group") not in (None, "default"):
-        values["scheduling_strategy"] = _strategy_of_group(values)
+        values["scheduling_strategy"] = strategy_of_group(values)
     return TaskOptions(values)
 
 
-def _strategy_of_group(values: Mapping[str, object]) -> object:
+def strategy_of_group(values: Mapping[str, object]) -> object:
     """The strategy that Ray's older options `placement_group...` stand for."""
     from fastray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

@@ -36,7 +36,7 @@ class RemoteFunction(TaskFunction):
     """
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
-        if _code_flags(function) & (CO_COROUTINE | CO_ASYNC_GENERATOR):
+        if code_flags(function) & (CO_COROUTINE | CO_ASYNC_GENERATOR):
             raise ValueError(
                 f"{function.__qualname__} is an async function: a task is a plain function or generator. Call "
                 "asyncio.run() in it, or use an async method of an actor."
@@ -50,7 +50,7 @@ class RemoteFunction(TaskFunction):
         self.__module__ = getattr(function, "__module__", "__main__")
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
-        self._takes(*_positional_arguments(function))
+        self._takes(*positional_arguments(function))
 
     def __call__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
@@ -125,7 +125,7 @@ class RemoteFunction(TaskFunction):
 
         runtime = current_runtime()
         options = self._options
-        returns = options.returns(bool(_code_flags(self._function) & CO_GENERATOR), self.__qualname__)
+        returns = options.returns(bool(code_flags(self._function) & CO_GENERATOR), self.__qualname__)
         streaming = returns == STREAMING
         cls = runtime.scheduling_class(options)
         flags = (FLAG_RETRY_EXCEPTIONS if options.retry_exceptions else 0) | (FLAG_STREAMING if streaming else 0)
@@ -147,14 +147,14 @@ class RemoteFunction(TaskFunction):
         self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
 
 
-def _code_flags(function: object) -> int:
+def code_flags(function: object) -> int:
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return int(getattr(code, "co_flags", 0))
 
 
-def _positional_arguments(function: object) -> tuple[int, int]:
+def positional_arguments(function: object) -> tuple[int, int]:
     """(least, most) number of arguments of a call without keywords; most is -1 for any number."""
     code = getattr(function, "__code__", None)
     if code is None or not hasattr(function, "__globals__") or hasattr(function, "__wrapped__"):

@@ -35,9 +35,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastray._native.object_ref import ObjectRef
+    from fastray.actor_info import ActorTables
+    from fastray.actor_options import ActorOptions
     from fastray.node_process import NodeProcess
 
 DRIVER = 1  # ProcKind
+ACTOR_CLASS = 1024  # kActorClass: scheduling classes from here on belong to actors
 
 _current: Runtime | None = None
 _forked = False
@@ -52,6 +55,8 @@ class Runtime:
         self.options = options
         self.control_fd = -1 if node is None else node.control_fd
         self.is_worker = False
+        self.is_local = False
+        self._actors: ActorTables | None = None
         self.driver_namespace = ""  # in a worker
         self.bell_fd = -1
         self._classes: dict[object, int] = {}
@@ -90,31 +95,63 @@ class Runtime:
         index = self._classes.get(key)
         if index is None:
             demand = options.demand()
-            self._check_feasible(demand, options)
+            problems = self._missing(demand, options)
+            if problems:
+                from fastray.exceptions import TaskUnschedulableError
+
+                raise TaskUnschedulableError(_unschedulable("task", problems))
             environment = self._environment(options)
             index = self._classes[key] = self.attachment.register_class(demand, environment)
         return index
 
-    def _check_feasible(self, demand: dict[str, int], options: TaskOptions) -> None:
-        missing = {name: units for name, units in demand.items() if units > self._totals.get(name, 0)}
+    def _missing(self, demand: dict[str, int], options: TaskOptions | ActorOptions) -> list[str]:
+        """What this node can never give."""
         problems = [
             f"{name}: asks for {units / 10000:g}, the node has {self._totals.get(name, 0) / 10000:g}"
-            for name, units in missing.items()
+            for name, units in demand.items()
+            if units > self._totals.get(name, 0)
         ]
         strategy = options.scheduling_strategy
         node_id = getattr(strategy, "node_id", None)
         if node_id is not None and not getattr(strategy, "soft", False) and node_id != self.node_id():
             problems.append(f"node {node_id} is not in this session (its only node is {self.node_id()})")
-        if not problems:
-            return
-        from fastray.exceptions import TaskUnschedulableError
+        return problems
 
-        raise TaskUnschedulableError(
-            "this task can never run here: " + "; ".join(problems) + ". Ask for less, or start with more: "
-            "init(num_cpus=..., num_gpus=..., resources={...})."
-        )
+    # ---- actors -------------------------------------------------------------------------------------
 
-    def _environment(self, options: TaskOptions) -> int:
+    @property
+    def actors(self) -> ActorTables:
+        """What this process knows of actors' classes."""
+        if self._actors is None:
+            from fastray.actor_info import ActorTables
+
+            self._actors = ActorTables(self)
+        return self._actors
+
+    def actor_needs(self, options: ActorOptions, name: str) -> tuple[dict[str, int], list[str], int]:
+        """(demand, names of the node's resources, runtime_env) of an actor with these options.
+
+        Raises ActorUnschedulableError when this node can never run it.
+        """
+        demand = options.demand()
+        problems = self._missing(demand, options)
+        if problems:
+            from fastray.exceptions import ActorUnschedulableError
+
+            raise ActorUnschedulableError(_unschedulable(f"actor {name}", problems), actor_name=name)
+        return demand, list(self._totals), self._environment(options)
+
+    def export_class(self, data: bytes, references: list[ObjectRef[Any]], name: str) -> int:
+        """Function-table index of an actor's class."""
+        from _blake2 import blake2b
+
+        handles = [self.attachment.handle_of(ref) for ref in references]
+        blob = pickle.dumps((data, handles, False, f"{name}.__init__"), protocol=5)
+        digest = blake2b(blob, digest_size=16).digest()
+        index: int = self.attachment.register_function(blob, digest, f"{name}.__init__", 0, 0, 1, 0, 0)
+        return index
+
+    def _environment(self, options: TaskOptions | ActorOptions) -> int:
         """Function-table index of the task's runtime_env over that of the job (in a task: of its parent)."""
         environment = options.runtime_env
         if self._job_environment:
@@ -166,6 +203,13 @@ class Runtime:
     def namespace(self) -> str:
         given = self.options.namespace if self.options else self.driver_namespace
         return given or f"anonymous-{self.job_id()}"
+
+
+def _unschedulable(what: str, problems: list[str]) -> str:
+    return (
+        f"this {what} can never run here: " + "; ".join(problems) + ". Ask for less, or start with more: "
+        "init(num_cpus=..., num_gpus=..., resources={...})."
+    )
 
 
 # ---- the current one ---------------------------------------------------------------------------------
@@ -244,7 +288,9 @@ def _start_local(segment_fd: int, options: InitOptions) -> Runtime:
 
     native.forget_functions()
     os.close(segment_fd)
-    return Runtime(attachment, None, options)
+    runtime = Runtime(attachment, None, options)
+    runtime.is_local = True
+    return runtime
 
 
 def stop(quickly: bool = False) -> None:

@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fastray.actor import ActorHandle
     from fastray.runtime import Runtime
 
 
@@ -44,12 +45,40 @@ class RuntimeContext:
     get_task_function_name = get_task_name
 
     def get_actor_id(self) -> str | None:
-        """None: this is no actor."""
-        return None
+        """32 hexadecimal digits of the actor that runs here; None outside of actors."""
+        if not self._is_actor():
+            return None
+        return self.current_actor._actor_id.hex()
 
     def get_actor_name(self) -> str | None:
-        """None: this is no actor."""
-        return None
+        """The name of the actor that runs here, "" when it has none; None outside of actors."""
+        if not self._is_actor():
+            return None
+        from fastray._native.actors import actor_state
+
+        name: str = actor_state(self.current_actor._fastray_ref)[4]
+        return name
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        """A handle of the actor that runs here. Raises RuntimeError outside of actors."""
+        if not self._is_actor():
+            raise RuntimeError("current_actor is for methods of actors: no actor runs in this process")
+        from fastray.actor import handle_of_this_actor
+
+        return handle_of_this_actor()
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """True when the actor that runs here was started again after its process died."""
+        if not self._is_actor():
+            raise RuntimeError("was_current_actor_reconstructed is for methods of actors")
+        from fastray._native.actor_worker import restarts
+
+        return bool(restarts() > 0)
+
+    def _is_actor(self) -> bool:
+        return bool(self._runtime.is_worker and self._runtime.attachment.is_actor())
 
     @property
     def namespace(self) -> str:

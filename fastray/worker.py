@@ -21,19 +21,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING = 1, 2
+FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_READ_ONLY = 1, 2, 8
 WORKER = 2  # ProcKind
 
 driver_namespace = ""  # set by the node before it forks
 
 
-def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
+def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int, str | None, bool]:
     """Function `index` of the table: (function, exceptions to retry on, name, max_retries, returns, streaming,
-    max_calls). Raises what unpickling it raises (a module that is missing here, say)."""
+    max_calls, concurrency group, read-only). Raises what unpickling it raises (a module that is missing here, say)."""
     from fastray.runtime import current_runtime
 
     attachment = current_runtime().attachment
-    data, handles, retry_on, name = pickle.loads(attachment.function_blob(index))
+    data, handles, retry_on, name, *group = pickle.loads(attachment.function_blob(index))
     max_retries, returns, flags, max_calls = attachment.function_options(index)
     if not flags & FLAG_RETRY_EXCEPTIONS:
         retry_on = None
@@ -43,7 +43,8 @@ def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int]:
         function = loads_pickle(data, [attachment.borrow(handle) for handle in handles])
     else:
         function = pickle.loads(data)
-    return function, retry_on, name, max_retries, returns, bool(flags & FLAG_STREAMING), max_calls
+    streaming, read_only = bool(flags & FLAG_STREAMING), bool(flags & FLAG_READ_ONLY)
+    return function, retry_on, name, max_retries, returns, streaming, max_calls, group[0] if group else None, read_only
 
 
 def _on_cancel(_signal: int, _frame: object) -> None:
@@ -90,6 +91,10 @@ def main(
 
         native.refuse_tasks(RuntimeEnvSetupError(f"the runtime_env of this task failed: {setup_error}"))
     gc.unfreeze()
+    if attachment.is_actor():
+        from fastray.actor_worker import serve
+
+        serve(setup_error)
     try:
         native.run()
     finally:

@@ -259,7 +259,9 @@ def _other() -> list[Row]:
 
 def rows() -> list[Row]:
     """The table, in the order of the goals."""
-    return _throughput() + _other()
+    from fastray._benchmark.actor_rows import actor_rows
+
+    return _throughput() + _other() + actor_rows()
 
 
 def select(*titles: str) -> list[Row]:

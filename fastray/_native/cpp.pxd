@@ -13,7 +13,7 @@ from libcpp.vector cimport vector
 cdef extern from "types.h" namespace "fastray" nogil:
     ctypedef uint64_t Offset
     ctypedef uint64_t Handle
-    uint32_t kProcsMax, kClassesMax, kFunctionsMax, kResourcesMax
+    uint32_t kProcsMax, kClassesMax, kFunctionsMax, kResourcesMax, kActorsMax, kActorLogEntries, kActorClass
     size_t kInlineArgs, kInlineResult
     uint8_t kArgsInHeap
     uint64_t kFlagsMask
@@ -29,13 +29,20 @@ cdef extern from "types.h" namespace "fastray" nogil:
         kFlagDetached, kFlagBorrowed, kFlagShared, kFlagArgHeap, kFlagResultHeap, kFlagAwaited
         kFlagEdges, kFlagCancel, kFlagRefs, kFlagMulti
     enum Kind:
-        kTask, kObject, kPromise, kItem
+        kTask, kObject, kPromise, kItem, kActor
     enum ErrorCode:
         kErrorUser, kErrorCrashed, kErrorCancelled, kErrorStoreFull, kErrorOwnerDied, kErrorSystem
+        kErrorActorDied, kErrorActorUnavailable
     enum BlockUse:
-        kBlockRing, kBlockBlob
+        kBlockRing, kBlockBlob, kBlockActor
     enum FunctionFlag:
-        kRetryExceptions, kStreaming, kBlobIsRuntimeEnv
+        kRetryExceptions, kStreaming, kBlobIsRuntimeEnv, kReadOnly
+    enum ActorState:
+        kActorFree, kActorPending, kActorStarting, kActorAlive, kActorRestarting, kActorDead
+    enum ActorFlag:
+        kActorDetached, kActorOutOfOrder, kActorCheckpoints, kActorNoRestart
+    enum ActorEnd:
+        kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed
     State state_of(uint64_t w)
     uint32_t kEntryUsed
     uint32_t entry_writing(uint32_t slot)
@@ -116,13 +123,35 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint32_t max_calls
         uint16_t cls, writer
         char name[64]
+    cdef cppclass Actor:
+        Atomic32 state, flags
+        Atomic64 creation
+        Atomic32 slot, ending, end
+        int32_t max_restarts
+        Atomic32 restarts
+        uint32_t info
+        Atomic64 cause, checkpoint, log_end, log_start, flight
+        Atomic32 flight_places, last_call
+        uint64_t name_hash[2]
+        char name[96]
+        char name_space[64]
+        char class_name[64]
+    cdef cppclass ActorDeath:
+        uint64_t id
+        int64_t time_ns
+        uint32_t end
+        int32_t pid, signal, exit_code
+        uint32_t restarts
+        int32_t max_restarts
+        uint32_t may_have_run
+        uint32_t text_bytes[5]
     cdef struct Resource:
         char name[56]
         uint64_t total
     cdef cppclass Header:
         uint64_t session
         uint64_t object_store_bytes
-        Atomic32 functions_used, classes_used, resources_used, procs_used, dormant, deaths, node_ready
+        Atomic32 functions_used, classes_used, actors_used, resources_used, procs_used, dormant, deaths, node_ready
         uint32_t cpus, membarrier
         Resource resources[16]
 
@@ -155,6 +184,8 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Proc& proc(uint32_t slot)
         Class& cls(uint32_t c)
         Function& function(uint32_t f)
+        Actor& actor(uint32_t a)
+        Atomic64& actor_log(uint32_t a, uint64_t n)
         T* at[T](Offset offset)
 
 cdef extern from "proc_set.h" namespace "fastray::proc_set" nogil:
@@ -218,6 +249,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void end_task()
         void set_depth(uint32_t depth)
         cbool retry(Handle h)
+        cbool run_again(Handle h)
         cbool cancel(Handle h, int* running)
         void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)
         uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t n)
@@ -246,6 +278,17 @@ cdef extern from "process.h" namespace "fastray" nogil:
         size_t owned_pending()
         size_t owned_lent()
         size_t owned_lineage()
+        int take_actor()
+        void untake_actor(uint32_t a)
+        int find_name(const uint64_t* hash, const char* name_space, const char* name, int mine)
+        void publish_actor(uint32_t a, Record* r, Handle h, uint64_t flags)
+        void seal_creation(Handle h, State state)
+        int enter_flight(uint32_t a, Handle h, cbool waits)
+        void start_flight(uint32_t a, uint32_t place)
+        void leave_flight(uint32_t a, uint32_t place)
+        cbool log_call(uint32_t a, Handle h)
+        cbool set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position)
+        cbool has_call(const Class& c, cbool waiting)
         vector[Handle] children_of(uint32_t owner, uint32_t parent)
         @staticmethod
         void wake_process(const Segment& segment, uint32_t slot)
@@ -258,13 +301,14 @@ cdef extern from "local_scheduler.h" namespace "fastray" nogil:
     cdef cppclass NodeRequest:
         uint32_t kind "kind"
         uint32_t slot, env
+        cbool actor
         int stdout_fd, stderr_fd, control_fd
         string text
     cdef cppclass LocalScheduler:
         string start(const SchedulerFds& fds)
         NodeRequest run()
         void forked(const NodeRequest& request, int pid)
-        void become_child()
+        void become_child(const NodeRequest& request)
         void set_ready()
         void preload_later(const string& modules)
         string runtime_env(uint32_t index)

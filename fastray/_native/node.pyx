@@ -58,6 +58,11 @@ cdef class LocalScheduler:
         return self.request.stdout_fd, self.request.stderr_fd, self.request.control_fd
 
     @property
+    def for_actor(self):
+        """Of a FORK: the worker is an actor's."""
+        return self.request.actor
+
+    @property
     def modules(self):
         """Of a PRELOAD: the modules to import."""
         return self.request.text.decode().split("\n")
@@ -73,7 +78,7 @@ cdef class LocalScheduler:
 
     def become_child(self):
         """In the child: forgets the node and closes what is its own."""
-        self.loop.become_child()
+        self.loop.become_child(self.request)
 
     def set_ready(self):
         """Tells drivers that the node runs."""

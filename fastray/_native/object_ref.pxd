@@ -13,6 +13,7 @@ cdef struct Session:
     bint local          # local mode: tasks run in this process, when submitted
     uint32_t parent     # record index of the running task, 0 in a driver
     uint32_t stored     # buffers alive that view the segment
+    bint concurrent     # several calls run here at once: `parent` is that of none
     uint32_t depth      # its nesting depth + 1: that of tasks submitted now
 
 cdef Session session

@@ -34,6 +34,7 @@ cdef void attach_session(Process* process, bint local) noexcept:
     session.epoch += 1
     session.stored = 0
     session.parent = 0
+    session.concurrent = False
     session.depth = 0
 
 

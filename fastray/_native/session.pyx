@@ -23,6 +23,7 @@ from fastray._native.cpp cimport (
     entry_writing,
     index_of,
     is_sealed,
+    kActorClass,
     kBlockBlob,
     kClassesMax,
     kEntryUsed,
@@ -203,6 +204,10 @@ cdef class Attachment:
     def own_environment(self):
         """Function-table index of this worker's runtime_env, 0 without one."""
         return self.process.self().runtime_env
+
+    def is_actor(self):
+        """True in a worker that was forked for an actor."""
+        return self.process.self().lease.load() > kActorClass
 
     def own_demand(self):
         """What this worker's lease gives it, by resource, in 1/10000 of a unit."""

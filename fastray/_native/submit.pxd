@@ -8,6 +8,8 @@ cdef class TaskFunction:
     cdef uint16_t cls        # scheduling class
     cdef uint16_t returns    # number of return values
     cdef bint streaming
+    cdef bint plain          # one return value, nothing to count: the fast path takes it
+    cdef public bint counted # calls are counted: _admit() before, _submitted(result) after
     cdef uint32_t ahead_max  # stream: items made but not taken, at most
     cdef int args_min, args_max  # positional arguments a call without keywords may have; args_max -1: any number
     cdef set shapes              # (number, keyword names) of calls that were checked and fit

@@ -22,6 +22,8 @@ from fastray._native.cpp cimport (
     Stream,
     gen_of,
     index_of,
+    kActor,
+    kActorClass,
     kArgsInHeap,
     kDone,
     kFlagArgHeap,
@@ -46,6 +48,9 @@ from fastray._native.object_ref cimport (
 )
 from fastray._native.streams cimport make_stream
 from fastray._native.values cimport store_encoded, store_full, write_value
+
+cdef extern from "Python.h":
+    PyObject** PySequence_Fast_ITEMS(object sequence)
 
 cdef extern from *:
     """
@@ -83,15 +88,21 @@ cdef inline void fill(Record* r, TaskFunction f, uint8_t kind) noexcept:
     r.id = session.process.next_id()
     r.function = f.function
     r.cls = f.cls
-    r.parent = session.parent
+    r.parent = session.parent if not session.concurrent else running_call()
     r.kind = kind
     r.depth = <uint8_t>session.depth
     r.ret = f.returns
     r.attempts = 0
 
 
+cdef uint32_t running_call() noexcept:
+    """Record index of the call that this thread or coroutine runs, in an actor that runs several."""
+    from fastray._native.actor_worker import running_index
+    return running_index()
+
+
 cdef class TaskFunction:
-    """Base of `fastray.remote_function.RemoteFunction`: holds what the fast path needs in C fields."""
+    """Base of RemoteFunction and ActorMethod: holds what the fast path needs in C fields."""
 
     def __cinit__(self):
         self.epoch = 0
@@ -110,6 +121,7 @@ cdef class TaskFunction:
         self.cls = cls
         self.returns = returns
         self.streaming = streaming
+        self.plain = returns == 1 and not streaming and not self.counted
         self.ahead_max = ahead_max
         self.epoch = session.epoch
 
@@ -142,7 +154,7 @@ cdef PyObject* remote_fastcall(PyObject* self, PyObject** args, Py_ssize_t nargs
         prepare(f)
     if kwnames != NULL or nargs < f.args_min or (f.args_max >= 0 and nargs > f.args_max):
         check_shape(f, nargs, kwnames)
-    if f.returns != 1 or f.streaming:
+    if not f.plain:
         return new_reference(submit_generic(f, args, nargs, kwnames))
     r = session.process.allocate_record()
     if r == NULL:
@@ -181,6 +193,15 @@ cdef inline PyObject* new_reference(object o):
 # ---- the general case --------------------------------------------------------------------------------
 
 cdef object submit_generic(TaskFunction f, PyObject** args, Py_ssize_t nargs, PyObject* kwnames):
+    if f.counted:
+        f._admit()
+    result = submit_record(f, args, nargs, kwnames)
+    if f.counted:
+        f._submitted(result)
+    return result
+
+
+cdef object submit_record(TaskFunction f, PyObject** args, Py_ssize_t nargs, PyObject* kwnames):
     cdef Record* r = session.process.allocate_record()
     if r == NULL:
         raise table_full()
@@ -232,7 +253,7 @@ cdef int abandon_record(Record* r, Handle h, uint64_t flags, bint streaming) exc
     return 0
 
 
-cdef uint64_t place_arguments(Record* r, Handle h, Encoder e) except? 0xFFFFFFFF:
+cdef uint64_t place_arguments(Record* r, Handle h, Encoder e, bint lineage=True) except? 0xFFFFFFFF:
     """Arguments into the record, or into a payload; holds every reference they name. Returns flags."""
     cdef Py_ssize_t n_deps = 0 if e.dependencies is None else len(e.dependencies)
     cdef Py_ssize_t n_refs = 0 if e.references is None else len(e.references)
@@ -261,8 +282,9 @@ cdef uint64_t place_arguments(Record* r, Handle h, Encoder e) except? 0xFFFFFFFF
         flags = kFlagArgHeap
     if n_deps + n_refs:
         flags |= kFlagRefs
-        session.process.sweep_lineage(2)
-        session.process.remember_lineage(h)
+        if lineage:
+            session.process.sweep_lineage(2)
+            session.process.remember_lineage(h)
         for i in range(n_deps):
             ref = <ObjectRef>e.dependencies[i]
             session.process.hold(ref.handle)
@@ -279,6 +301,41 @@ cdef list make_promises(Record* r, Handle h):
     cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
     cdef uint16_t i
     return [make_ref(promises[i]) for i in range(r.ret)]
+
+
+# ---- actors ------------------------------------------------------------------------------------------
+
+def create_actor(uint32_t actor, uint32_t function, tuple args, dict kwargs):
+    """Publishes the creation of the actor in entry `actor` (see actors.pyx); the reference that handles hold.
+
+    `function` is the class's entry in the function table. Raises as a call with these arguments does.
+    """
+    cdef list values = [*args, *kwargs.values()]
+    cdef tuple names = tuple(kwargs)
+    cdef Record* r = session.process.allocate_record()
+    if r == NULL:
+        raise table_full()
+    cdef Handle h = session.process.handle_of(r)
+    cdef uint64_t flags
+    cdef Encoder e = acquire_encoder()
+    try:
+        e.encode_call(<PyObject**>PySequence_Fast_ITEMS(values), len(args), <PyObject*>names if names else NULL)
+        r.id = session.process.next_id()
+        r.function = function
+        r.cls = <uint16_t>(kActorClass + actor)
+        r.parent = session.parent
+        r.kind = kActor
+        r.depth = <uint8_t>session.depth
+        r.ret = 1
+        r.attempts = 0
+        flags = place_arguments(r, h, e, False)
+    except BaseException:
+        session.process.unallocate(r)
+        raise
+    finally:
+        release_encoder(e)
+    session.process.publish_actor(actor, r, h, flags)
+    return make_ref(h)
 
 
 # ---- put ---------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ from fastray._native.cpp cimport (
     Process,
     Record,
     Stream,
+    kErrorActorDied,
+    kErrorActorUnavailable,
     kErrorCancelled,
     kErrorCrashed,
     kErrorOwnerDied,
@@ -271,19 +273,25 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
         return crash_error(report, rest[sizeof(CrashReport):], r)
     if code == kErrorStoreFull:
         return store_full(int.from_bytes(rest[:8], "little"))
+    if code == kErrorActorDied or code == kErrorActorUnavailable:
+        from fastray.actor_errors import actor_error
+        return actor_error(rest, code == kErrorActorUnavailable, function_name(r))
     if code == kErrorOwnerDied:
         return exceptions.OwnerDiedError()
     return exceptions.RuntimeSystemError(rest.decode("utf-8", "replace"))
 
 
+cdef str function_name(Record* r):
+    return (<bytes>session.process.segment().function(r.function).name).decode("utf-8", "replace")
+
+
 cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):
     from fastray.exceptions import WorkerCrashedError
-    cdef bytes name = session.process.segment().function(r.function).name
     return WorkerCrashedError(
         pid=report.pid,
         signal=report.signal or None,
         exit_code=None if report.signal else report.exit_code,
         attempts=report.attempts,
-        last_task=name.decode("utf-8", "replace") or None,
+        last_task=function_name(r) or None,
         stderr_tail=stderr_tail.decode("utf-8", "replace"),
     )

@@ -23,6 +23,7 @@ from fastray._native.cpp cimport (
     index_of,
     is_sealed,
     ErrorCode,
+    kActorClass,
     kArgsInHeap,
     kDone,
     kErrorCancelled,
@@ -51,20 +52,16 @@ cdef enum:
 
 cdef class Loaded:
     """A function variant as this worker has it."""
-    cdef object function
-    cdef object retry_on     # None: not on exceptions; True: on all; or a tuple of types
-    cdef str name
-    cdef int max_retries
-    cdef int returns
-    cdef bint streaming
-    cdef uint32_t max_calls, calls
-    cdef uint64_t ticks      # moving average of its duration
 
 
 cdef list loaded = []        # by index in the function table
 cdef bint leaving = False
 cdef Handle current = 0
 cdef str current_name = ""
+cdef object running_call = None  # ContextVar of (handle, name) in an actor that runs several calls
+cdef bint is_actor = False
+cdef object log_call = None  # actors with checkpoints: called with the handle before a call is sealed
+cdef object after_call = None  # and after its end
 cdef uint32_t gpus = 0       # bit mask of the GPUs the tasks here see
 cdef object broken = None
 cdef list unfinished = []    # output streams with a line begun (logs.unfinished)
@@ -75,24 +72,51 @@ def forget_functions():
     loaded.clear()
 
 
+cdef Handle running() except? 0:
+    """The task that this thread or coroutine runs, 0 for none."""
+    if running_call is None:
+        return current
+    call = running_call.get(None)
+    return 0 if call is None else call[0]
+
+
 def current_task_name():
     """Name of the running task's function; an empty string between tasks."""
+    if running_call is not None:
+        call = running_call.get(None)
+        return "" if call is None else call[1]
     return current_name if current != 0 else ""
 
 
 def current_task_cancelled():
     """True when the running task was asked to stop."""
-    if current == 0 or session.process == NULL:
+    cdef Handle h = running()
+    if h == 0 or session.process == NULL:
         return False
-    return bool(session.records[index_of(current)].state.load() & kFlagCancel)
+    return bool(session.records[index_of(h)].state.load() & kFlagCancel)
 
 
 def current_task():
     """(id of the running task as an int, attempt, handle), or None."""
-    if current == 0:
+    cdef Handle h = running()
+    if h == 0:
         return None
-    cdef Record* r = &session.records[index_of(current)]
-    return r.id, r.attempts, current
+    cdef Record* r = &session.records[index_of(h)]
+    return r.id, r.attempts, h
+
+
+def current_actor_index():
+    """Local mode: the actor whose call is being run."""
+    return session.records[index_of(current)].cls - kActorClass
+
+
+def serve_actor(call_variable, log, after):
+    """From now on this worker is an actor. `call_variable` is a ContextVar when it runs several calls at once;
+    `log(handle)` is called before a call is sealed and `after()` after it, when it keeps checkpoints."""
+    global is_actor, running_call, log_call, after_call
+    is_actor = True
+    running_call, log_call, after_call = call_variable, log, after
+    session.concurrent = call_variable is not None
 
 
 def leave():
@@ -127,7 +151,8 @@ cdef Loaded load(uint32_t index):
     if index >= <uint32_t>len(loaded):
         loaded.extend([None] * (index + 1 - len(loaded)))
     cdef Loaded f = Loaded.__new__(Loaded)
-    f.function, f.retry_on, f.name, f.max_retries, f.returns, f.streaming, f.max_calls = load_function(index)
+    (f.function, f.retry_on, f.name, f.max_retries, f.returns, f.streaming, f.max_calls, f.group,
+     f.read_only) = load_function(index)
     f.calls = 0
     f.ticks = ~<uint64_t>0 >> 16  # unknown: taken as long, so that a backlog behind it wakes others
     loaded[index] = f
@@ -143,6 +168,8 @@ def run():
         h = p.poll_for_work(True)
         if h != 0:
             execute(h)
+            if after_call is not None:
+                after_call()
             if p.self().revoke.load():
                 p.lease_is_over()
             continue
@@ -151,10 +178,17 @@ def run():
         if p.lease_is_over():
             continue
         seen = p.wake_word()
+        if is_actor and actor_is_over():
+            return
         p.sweep()
         with nogil:
             p.sleep_for_work(seen, -1)
         check_signals()
+
+
+cdef bint actor_is_over() except -1:
+    from fastray._native.actor_worker import nothing_left
+    return nothing_left()
 
 
 cdef int check_signals() except -1:
@@ -171,9 +205,12 @@ def run_ready():
     cdef Process* p = session.process
     cdef Handle h, outer = current
     cdef uint32_t parent = session.parent, depth = session.depth, c = 0
-    while c < p.segment().header().classes_used.load():
+    cdef uint32_t actors = p.segment().header().actors_used.load()
+    while c < kActorClass + actors:
+        if c == p.segment().header().classes_used.load():
+            c = kActorClass
         p.self().lease.store(c + 1)
-        h = p.poll_for_work(False)
+        h = p.poll_for_work(False) if c < kActorClass + actors else 0
         if h == 0:
             c += 1
             continue
@@ -188,7 +225,14 @@ def run_ready():
 # ---- one task ---------------------------------------------------------------------------------------
 
 cdef int execute(Handle h) except -1:
+    while run_once(h):  # an actor's call that is retried: it keeps its place among the calls
+        pass
+    return 0
+
+
+cdef bint run_once(Handle h) except -1:
     global current, current_name
+    cdef bint again = False
     cdef Process* p = session.process
     cdef Record* r = &session.records[index_of(h)]
     cdef Loaded f = None
@@ -217,16 +261,17 @@ cdef int execute(Handle h) except -1:
         f.ticks = (f.ticks >> 2) * 3 + (ticks() - started >> 2) if f.calls else ticks() - started
     except BaseException as error:
         current_name = current_name or "task"
-        failed(h, r, f, error)
+        again = failed(h, r, f, error)
     current = 0
     session.parent = 0
     session.depth = 0
-    p.end_task()
+    if not again:
+        p.end_task()
     if f is not None:
         f.calls += 1
         if f.max_calls and f.calls >= f.max_calls:
             leave()
-    return 0
+    return again
 
 
 cdef object call(Handle h, Record* r, Loaded f):
@@ -331,6 +376,8 @@ cdef int finish(Handle h, Record* r, Loaded f, object result) except -1:
             seal_returns(h, r, f, result)
     elif not w & kFlagDetached:
         flags = write_value(h, r, result, True)
+    if log_call is not None and not f.read_only:
+        log_call(h)
     session.process.seal(h, kDone, flags)
     return 0
 
@@ -346,7 +393,7 @@ cdef int run_stream(Handle h, Record* r, object generator) except -1:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and current_task_cancelled():
             raise
-        append_item(h, r, None, dump(error), index)  # the exception is the stream's last item
+        append_item(h, r, None, dump(error, current_task_name()), index)  # the exception is the stream's last item
     return 0
 
 
@@ -398,13 +445,13 @@ cdef list check_returns(Loaded f, object result):
     return values
 
 
-cdef bytes dump(object error):
+cdef bytes dump(object error, str name):
     from fastray.serialization import dump_exception
-    return dump_exception(error, current_name)
+    return dump_exception(error, name)
 
 
-cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
-    """Retries, or seals with the error."""
+cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
+    """Retries, or seals with the error. True: it is to run again here and now (an actor's call)."""
     cdef Process* p = session.process
     cdef bytes dumped
     if unfinished:
@@ -418,14 +465,21 @@ cdef int failed(Handle h, Record* r, Loaded f, object error) except -1:
     if isinstance(error, KeyboardInterrupt):
         p.seal(h, kFailed, p.write_failure(r[0], h, kErrorCancelled, NULL, 0))
         return 0
+    if is_actor:
+        from fastray.actor_worker import check_exit
+        check_exit(error)  # does not return when it is one
     if isinstance(error, SystemExit):
         from fastray.worker import leave_at_once
         leave_at_once(error.code)
+    if log_call is not None and f is not None and not f.read_only:  # it may have changed the state before
+        log_call(h)
     if f is not None and may_retry(f, error) and not cancelled:
         if f.max_retries < 0 or r.attempts < f.max_retries:
+            if is_actor:
+                return p.run_again(h)
             p.retry(h)
             return 0
-    dumped = dump(error)
+    dumped = dump(error, f.name if f is not None else current_name)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
     return 0
 
