@@ -7,19 +7,25 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from fastray.actor import list_named_actors
     from fastray.serialization import deregister_serializer, inspect_serializability, register_serializer
+    from fastray.util.actor_pool import ActorPool
     from fastray.util.iterate import as_completed, map_unordered
 
 __all__ = [
+    "ActorPool",
     "as_completed",
     "deregister_serializer",
     "get_node_ip_address",
     "inspect_serializability",
+    "list_named_actors",
     "map_unordered",
     "register_serializer",
 ]
 
 _HOMES = {
+    "ActorPool": "fastray.util.actor_pool",
+    "list_named_actors": "fastray.actor",
     "as_completed": "fastray.util.iterate",
     "map_unordered": "fastray.util.iterate",
     "deregister_serializer": "fastray.serialization",
@@ -29,11 +35,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
+    if name in ("queue", "scheduling_strategies"):
+        return importlib.import_module(f"{__name__}.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     value: object = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
