@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastray._native.object_ref import ObjectRef
     from fastray.runtime import Runtime
 
+KILL_WAIT_NS = 5_000_000_000
 DETACHED, OUT_OF_ORDER, CHECKPOINTS = 1, 2, 4  # ActorFlag
 
 
@@ -372,9 +373,11 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     elif runtime.control_fd >= 0:
         from fastray.control import kill_actor_message
 
+        pid = _native.actor_state(actor._fastray_ref)[1]
         if no_restart:
             _native.release_name(actor._fastray_ref)
         os.write(runtime.control_fd, kill_actor_message(handle, no_restart))
+        _native.wait_for_end(actor._fastray_ref, pid, KILL_WAIT_NS)  # so that calls made from now on come after it
 
 
 def exit_actor() -> None:

@@ -22,6 +22,8 @@ from fastray.node_child import become_worker
 SEGMENT_FD, BELL_FD, CONTROL_FD, LOG_FD = 3, 4, 5, 6
 HELLO_BYTES_MAX = 1 << 20
 
+_modules: list[str] = []  # what workers will want, because the driver has it
+
 
 def main() -> None:
     """Runs the node until its driver leaves. Does not return."""
@@ -38,7 +40,8 @@ def main() -> None:
 
     fastray.worker.driver_namespace = str(hello.get("namespace") or "")
     loop.set_ready()
-    loop.preload_later(list(hello.get("preload", ())))
+    _modules.extend(hello.get("preload", ()))
+    loop.preload_later(list(_modules))
     gc.disable()  # workers inherit the heap: do not touch it
     gc.freeze()
     while True:
@@ -83,7 +86,8 @@ def _is_open(fd: int) -> bool:
 def _fork(loop: LocalScheduler) -> None:
     node_pid = os.getpid()
     if loop.for_actor and "fastray.actor_worker" not in sys.modules:
-        _preload(["fastray.actor_worker", "fastray.actor_info", "fastray.logs"])
+        # once here instead of in each actor; also what the node would import when it has nothing to do
+        _preload(["fastray.actor_worker", "fastray.actor_info", "fastray.logs", *_modules])
     try:
         pid = os.fork()
     except OSError:

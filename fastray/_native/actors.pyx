@@ -4,7 +4,8 @@
 An actor is created in three steps: `register_actor` takes an entry and fills it, `submit.create_actor` publishes the
 creation record, after which the node starts it. See docs/internals/actors.md.
 """
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastray._native.cpp cimport (
@@ -22,12 +23,14 @@ from fastray._native.cpp cimport (
     kActorPending,
     kActorsMax,
     kResourcesMax,
+    now_ns,
 )
 from fastray._native.object_ref cimport ObjectRef, check_ref, make_held_ref, session
 
 cdef enum:
     NAME_BYTES = 95
     NAMESPACE_BYTES = 63
+    WAIT_STEP_NS = 50000000
 
 
 cdef int copy_text(char* to, str text, size_t room) except -1:
@@ -84,7 +87,7 @@ def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t f
     actor.name_hash[0] = actor.name_hash[1] = 0
     if name:
         hash_name(name_space, name, actor.name_hash)
-        other = p.find_name(actor.name_hash, actor.name, actor.name_space, a)
+        other = p.find_name(actor.name_hash, actor.name_space, actor.name, a)
         if other >= 0:
             p.untake_actor(a)
             raise NameTaken(other)
@@ -159,6 +162,24 @@ def actor_state(ObjectRef creation):
     return (actor.state.load(), pid, actor.restarts.load(), actor.end.load(),
             (<bytes>actor.name).decode("utf-8", "replace"), (<bytes>actor.name_space).decode("utf-8", "replace"),
             bool(actor.flags.load() & kActorDetached))
+
+
+def wait_for_end(ObjectRef creation, int pid, int64_t timeout_ns):
+    """Sleeps until the actor's process `pid` is dead and the node has settled what it ran. False: not in time."""
+    cdef Process* p = session.process
+    cdef Actor* actor = &p.segment().actor(actor_index(creation))
+    cdef int64_t end = now_ns() + timeout_ns
+    cdef Handle none = 0
+    cdef uint32_t seen
+    while True:
+        seen = p.wake_word()  # the node wakes everyone after a death
+        if actor.state.load() >= kActorDead or p.segment().proc(actor.slot.load()).pid != pid:
+            return True
+        if now_ns() >= end:
+            return False
+        with nogil:
+            p.sleep_on(&none, 0, seen, WAIT_STEP_NS)
+        PyErr_CheckSignals()
 
 
 def is_done(Handle h):
