@@ -1,14 +1,17 @@
-"""Evolution strategies: a small policy learns CartPole or Pendulum; its rollouts are fastray tasks.
+"""Evolution strategies: a small policy learns CartPole or Pendulum. The same program three times:
 
-    python examples/evolution_strategies.py                      # CartPole-v1, in seconds
+    python examples/evolution_strategies.py                      # rollouts are tasks; CartPole-v1, in seconds
+    python examples/evolution_strategies.py --mode actors        # twenty workers that keep their simulator
+    python examples/evolution_strategies.py --mode serial        # without fastray
     python examples/evolution_strategies.py --env Pendulum-v1
-    python examples/evolution_strategies.py --serial             # the same program without fastray
 
-Each generation the policy is shared once with `put`; each task tries one random direction both ways
-(antithetic sampling) and returns two rewards. Rewards become ranks, ranks weigh the directions, Adam takes
-the step (Salimans et al., 2017). Observations are scaled by running statistics, which travel with the policy.
-Directions and episodes follow from (seed, generation, task), and results are added up in the order of the
-tasks: a seed gives the same run on any number of workers, and with --serial.
+What differs is in the section "tasks, actors, serial": the decorator, `.remote` and `get`.
+
+Each generation the policy is shared once with `put`; each direction is tried both ways (antithetic sampling) and
+gives two rewards. Rewards become ranks, ranks weigh the directions, Adam takes the step (Salimans et al., 2017).
+Observations are scaled by running statistics, which travel with the policy. Directions and episodes follow from
+(seed, generation, direction), and results are added up in order: a seed gives the same run in any mode and on any
+number of processes.
 """
 
 from __future__ import annotations
@@ -31,17 +34,18 @@ class Task:
     """What differs between the environments."""
 
     solved: float  # mean reward of EVALUATIONS episodes
-    pairs: int  # directions a generation
     episodes: int  # of each policy tried
     sigma: float
     rate: float
 
 
 TASKS = {
-    "CartPole-v1": Task(solved=475, pairs=32, episodes=1, sigma=0.1, rate=0.05),
-    "Pendulum-v1": Task(solved=-250, pairs=32, episodes=2, sigma=0.1, rate=0.3),
+    "CartPole-v1": Task(solved=475, episodes=1, sigma=0.1, rate=0.05),
+    "Pendulum-v1": Task(solved=-250, episodes=2, sigma=0.1, rate=0.3),
 }
 EVALUATIONS = 20
+WORKERS = 20  # directions a generation; as many actors
+GENERATIONS = 200
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Moments:
         return mean, np.sqrt(np.maximum(self.squares / self.count - mean**2, 1e-2))
 
 
-# ---- what runs as tasks -----------------------------------------------------------------------------------
+# ---- one rollout -------------------------------------------------------------------------------------------
 
 
 def episode(environment: gymnasium.Env, policy: Policy, seed: int) -> tuple[float, np.ndarray]:
@@ -109,36 +113,91 @@ def direction(seed: tuple[int, ...], size: int) -> np.ndarray:
 
 
 def try_direction(
-    name: str, policy: Policy, seed: tuple[int, ...], sigma: float, episodes: int
+    environment: gymnasium.Env, policy: Policy, seed: tuple[int, ...], task: Task
 ) -> tuple[float, float, Moments]:
     """The rewards of the policy moved along a random direction, and against it; and what was observed."""
-    noise = sigma * direction(seed, len(policy.weights))
+    noise = task.sigma * direction(seed, len(policy.weights))
     first_seed = int(np.random.default_rng(seed[:2]).integers(1 << 30))  # the same for a generation
     moments, rewards = Moments(0.0, 0.0, 0.0), []
-    environment = gymnasium.make(name, disable_env_checker=True)
     for weights in (policy.weights + noise, policy.weights - noise):
         moved, total = Policy(weights, policy.mean, policy.deviation), 0.0
-        for k in range(episodes):
+        for k in range(task.episodes):
             reward, observations = episode(environment, moved, first_seed + k)
             moments.add(observations)
             total += reward
-        rewards.append(total / episodes)
+        rewards.append(total / task.episodes)
     return rewards[0], rewards[1], moments
 
 
+def make(name: str) -> gymnasium.Env:
+    return gymnasium.make(name, disable_env_checker=True)
+
+
+# ---- tasks, actors, serial -----------------------------------------------------------------------------------
+
+
+@fastray.remote
+def simulate(name: str, policy: Policy, seed: tuple[int, ...]) -> tuple[float, float, Moments]:
+    return try_direction(make(name), policy, seed, TASKS[name])
+
+
+@fastray.remote
 def evaluate(name: str, policy: Policy, seed: int) -> float:
-    return episode(gymnasium.make(name, disable_env_checker=True), policy, seed)[0]
+    return episode(make(name), policy, seed)[0]
+
+
+@fastray.remote
+class Worker:
+    """Keeps its simulator from one call to the next."""
+
+    def __init__(self, name: str) -> None:
+        self.environment, self.task = make(name), TASKS[name]
+
+    def do_simulation(self, policy: Policy, seed: tuple[int, ...]) -> tuple[float, float, Moments]:
+        return try_direction(self.environment, policy, seed, self.task)
+
+    def evaluate(self, policy: Policy, seed: int) -> float:
+        return episode(self.environment, policy, seed)[0]
+
+
+class Tasks:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def rewards(self, policy: Policy, seeds: list[tuple[int, ...]]) -> list:
+        shared = fastray.put(policy)
+        return fastray.get([simulate.remote(self.name, shared, seed) for seed in seeds])
+
+    def evaluations(self, policy: Policy, seeds: list[int]) -> list[float]:
+        shared = fastray.put(policy)
+        return fastray.get([evaluate.remote(self.name, shared, seed) for seed in seeds])
+
+
+class Actors:
+    def __init__(self, name: str) -> None:
+        self.workers = [Worker.remote(name) for _ in range(WORKERS)]
+
+    def rewards(self, policy: Policy, seeds: list[tuple[int, ...]]) -> list:
+        shared = fastray.put(policy)
+        return fastray.get([self.workers[j].do_simulation.remote(shared, seeds[j]) for j in range(WORKERS)])
+
+    def evaluations(self, policy: Policy, seeds: list[int]) -> list[float]:
+        shared = fastray.put(policy)
+        return fastray.get([self.workers[j].evaluate.remote(shared, seeds[j]) for j in range(WORKERS)])
 
 
 class Serial:
-    """--serial: the three names of fastray this program uses, without fastray. Nothing else differs."""
+    def __init__(self, name: str) -> None:
+        self.workers = [Worker.__wrapped__(name) for _ in range(WORKERS)]
 
-    class RemoteFunction:
-        def __init__(self, function):
-            self.remote = function
+    def rewards(self, policy: Policy, seeds: list[tuple[int, ...]]) -> list:
+        return [self.workers[j].do_simulation(policy, seeds[j]) for j in range(WORKERS)]
 
-    remote = RemoteFunction
-    put = get = staticmethod(lambda value: value)
+    def evaluations(self, policy: Policy, seeds: list[int]) -> list[float]:
+        return [self.workers[j].evaluate(policy, seeds[j]) for j in range(WORKERS)]
+
+
+MODES = {"tasks": Tasks, "actors": Actors, "serial": Serial}
 
 
 # ---- learning ---------------------------------------------------------------------------------------------
@@ -173,39 +232,51 @@ class History:
     solved: bool = False
 
 
-def train(ray, arguments: argparse.Namespace) -> History:
-    """`ray` is fastray, or Serial."""
-    name, task, seed = arguments.env, TASKS[arguments.env], arguments.seed
-    try_remotely, evaluate_remotely = ray.remote(try_direction), ray.remote(evaluate)
-    probe = gymnasium.make(name)
-    inputs, outputs = probe.observation_space.shape[0], outputs_of(probe.action_space)
-    size = (inputs + 1) * HIDDEN + (HIDDEN + 1) * outputs
-    weights = 0.1 * np.random.default_rng((seed, 0)).standard_normal(size)
-    moments, adam, history = Moments(), Adam(task.rate), History()
+class Learner:
+    """The policy, and how it learns from the rewards of the directions tried."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.task = TASKS[name]
+        probe = gymnasium.make(name)
+        self.inputs, outputs = probe.observation_space.shape[0], outputs_of(probe.action_space)
+        size = (self.inputs + 1) * HIDDEN + (HIDDEN + 1) * outputs
+        self.weights = 0.1 * np.random.default_rng((seed, 0)).standard_normal(size)
+        self.moments, self.adam = Moments(), Adam(self.task.rate)
+
+    def policy(self) -> Policy:
+        return Policy(self.weights, *self.moments.scaling(self.inputs))
+
+    def compute_update(self, results: list, seeds: list[tuple[int, ...]]) -> None:
+        shaped = ranks(np.array([result[:2] for result in results]))
+        noise = np.array([direction(seed, len(self.weights)) for seed in seeds])
+        gradient = (shaped[:, 0] - shaped[:, 1]) @ noise / (2 * len(seeds) * self.task.sigma)
+        self.weights = self.weights + self.adam.step(gradient - 0.005 * self.weights)
+        for result in results:
+            self.moments.join(result[2])
+
+
+def train(arguments: argparse.Namespace) -> History:
+    simulator = MODES[arguments.mode](arguments.env)
+    learner, history = Learner(arguments.env, arguments.seed), History()
+    solved = learner.task.solved
     progress = tqdm(range(arguments.generations), unit="gen", disable=arguments.no_progress)
     for generation in progress:
-        policy = ray.put(Policy(weights, *moments.scaling(inputs)))
-        seeds = [(seed, generation, pair) for pair in range(task.pairs)]
-        results = ray.get([try_remotely.remote(name, policy, s, task.sigma, task.episodes) for s in seeds])
+        policy = learner.policy()
+        seeds = [(arguments.seed, generation, j) for j in range(WORKERS)]
+        results = simulator.rewards(policy, seeds)
         rewards = np.array([result[:2] for result in results])
         history.tried.append((rewards.mean(), rewards.min(), rewards.max()))
         line = f"generation {generation:3}: reward {rewards.mean():8.1f}, best {rewards.max():8.1f}"
         # A policy that the noise around it does not shake has earned an evaluation.
-        if rewards.mean() >= task.solved * (0.7 if task.solved > 0 else 1.6) or generation % 5 == 0:
-            trials = [evaluate_remotely.remote(name, policy, 1_000_000 + k) for k in range(EVALUATIONS)]
-            mean = float(np.mean(ray.get(trials)))
+        if rewards.mean() >= solved * (0.7 if solved > 0 else 1.6) or generation % 5 == 0:
+            mean = float(np.mean(simulator.evaluations(policy, [1_000_000 + k for k in range(EVALUATIONS)])))
             history.evaluated.append((generation, mean))
-            history.solved = mean >= task.solved
+            history.solved = mean >= solved
             line += f", mean policy {mean:8.1f} over {EVALUATIONS} episodes"
         progress.write(line)
         if history.solved:
             break
-        shaped = ranks(rewards)
-        noise = np.array([direction(s, size) for s in seeds])
-        gradient = (shaped[:, 0] - shaped[:, 1]) @ noise / (2 * task.pairs * task.sigma)
-        weights = weights + adam.step(gradient - 0.005 * weights)
-        for result in results:
-            moments.join(result[2])
+        learner.compute_update(results, seeds)
     progress.close()
     return history
 
@@ -234,22 +305,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--env", choices=TASKS, default="CartPole-v1")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--generations", type=int, default=300, help="give up after that many")
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="give up after that many")
     parser.add_argument("--workers", type=int, default=None, help="worker processes (default: one per CPU)")
-    parser.add_argument("--serial", action="store_true", help="run in this process, without fastray")
+    parser.add_argument("--mode", choices=MODES, default="tasks", help="what rollouts are")
     parser.add_argument("--out", default="es_reward.png", help="the plot")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     arguments = parser.parse_args()
-    if not arguments.serial:
+    if arguments.mode != "serial":
         fastray.init(num_cpus=arguments.workers)
     start = time.perf_counter()
-    history = train(Serial if arguments.serial else fastray, arguments)
+    history = train(arguments)
     seconds = time.perf_counter() - start
-    if not arguments.serial:
-        fastray.shutdown()
+    fastray.shutdown()
     draw(history, arguments.env, arguments.out)
     end = "solved" if history.solved else "not solved"
-    print(f"{arguments.env} {end} after {len(history.tried)} generations, {seconds:.1f} s")
+    print(f"{arguments.env} ({arguments.mode}) {end} after {len(history.tried)} generations, {seconds:.1f} s")
     print(f"plot: {arguments.out}")
     return 0 if history.solved else 1
 

@@ -200,7 +200,9 @@ def test_a_missing_method_is_said_with_what_is_near():
     assert not hasattr(counter, "__array__")
 
 
-@pytest.mark.parametrize("call", [lambda c: c.add.remote(1, 2), lambda c: c.add.remote(m=1), lambda c: c.identity.remote()])
+@pytest.mark.parametrize(
+    "call", [lambda c: c.add.remote(1, 2), lambda c: c.add.remote(m=1), lambda c: c.identity.remote()]
+)
 def test_wrong_arguments_are_said_at_the_call(call):
     with pytest.raises(TypeError, match=r"Counter\."):
         call(Remote.remote())
@@ -339,7 +341,7 @@ def test_calls_of_one_caller_run_in_their_order():
 def test_a_call_that_waits_holds_up_those_behind_it_but_not_other_callers(tmp_path):
     gate = str(tmp_path / "gate")
     journal = Journal.remote()
-    journal.write.remote(1)
+    get(journal.write.remote(1))
     journal.write.remote(after.remote(gate, "waited"))
     last = journal.write.remote(2)
 
