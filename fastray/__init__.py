@@ -14,8 +14,8 @@ imports no numpy, no grpc, no pyarrow.
 
 from fastray import exceptions
 from fastray._native.object_ref import ObjectRef
+from fastray._native.objects import empty, put
 from fastray._native.streams import ObjectRefGenerator
-from fastray._native.submit import empty, put
 from fastray._native.wait import get, wait
 from fastray.api import (
     available_resources,

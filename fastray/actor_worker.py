@@ -230,7 +230,7 @@ class Checkpoints:
             self._save()
 
     def _save(self) -> None:
-        from fastray._native.submit import put
+        from fastray._native.objects import put
 
         position = native_actor.log_position()
         try:

@@ -118,8 +118,8 @@ def _make_remote(target: Any, options: dict[str, Any]) -> RemoteFunction | Actor
         from fastray.actor import make_actor_class
 
         return make_actor_class(target, options)
-    if not callable(target) or not hasattr(target, "__name__") or isinstance(target, type(len)):
-        raise TypeError(f"@remote is for functions, got {type(target).__name__}")
+    if not callable(target) or not hasattr(target, "__name__"):
+        raise TypeError(f"@remote is for functions and classes, got {type(target).__name__}")
     return remote_function(target, options)
 
 

@@ -30,7 +30,8 @@ from fastray._native.cpp cimport (
 from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
 from fastray._native.streams cimport append_item
 from fastray._native.values cimport decode_error
-from fastray._native.worker cimport Loaded, call, dump, failed, finish, load, loaded
+from fastray._native.returns cimport dump
+from fastray._native.worker cimport Loaded, call, failed, finish, load, loaded
 from fastray._native.worker import DependencyFailed
 
 cdef enum:

@@ -13,3 +13,6 @@ cdef class TaskFunction:
     cdef uint32_t ahead_max  # stream: items made but not taken, at most
     cdef int args_min, args_max  # positional arguments a call without keywords may have; args_max -1: any number
     cdef set shapes              # (number, keyword names) of calls that were checked and fit
+
+
+cdef object table_full()

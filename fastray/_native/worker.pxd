@@ -18,8 +18,6 @@ cdef class Loaded:
 
 cdef list loaded
 cdef Loaded load(uint32_t index)
-cdef bytes dump(object error, str name)
 cdef object call(Handle h, Record* r, Loaded f)
 cdef int finish(Handle h, Record* r, Loaded f, object result) except -1
 cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1
-cdef int seal_returns(Handle h, Record* r, Loaded f, object result) except -1

@@ -19,9 +19,7 @@ from fastray._native.cpp cimport (
     Process,
     Record,
     Wake,
-    gen_of,
     index_of,
-    is_sealed,
     ErrorCode,
     kActorClass,
     kArgsInHeap,
@@ -37,10 +35,9 @@ from fastray._native.cpp cimport (
     make_handle,
     state_of,
     ticks,
-    word_gen,
 )
 from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
-from fastray._native.streams cimport append_item
+from fastray._native.returns cimport dump, run_stream, seal_returns
 from fastray._native.values cimport error_bytes, payload_buffers, payload_references, read_value, write_value
 
 cdef extern from "Python.h":
@@ -371,83 +368,15 @@ cdef int finish(Handle h, Record* r, Loaded f, object result) except -1:
         flush_output()
     if w & kFlagMulti:
         if f.streaming:
-            run_stream(h, r, result)
+            run_stream(h, r, result, current_task_name())
         else:
-            seal_returns(h, r, f, result)
+            seal_returns(h, r, f.returns, f.name, result)
     elif not w & kFlagDetached:
         flags = write_value(h, r, result, True)
     if log_call is not None and not f.read_only:
         log_call(h)
     session.process.seal(h, kDone, flags)
     return 0
-
-
-cdef int run_stream(Handle h, Record* r, object generator) except -1:
-    cdef uint32_t index = 0
-    try:
-        for value in generator:
-            if append_item(h, r, value, None, index) == 0:
-                generator.close()
-                return 0
-            index += 1
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and current_task_cancelled():
-            raise
-        append_item(h, r, None, dump(error, current_task_name()), index)  # the exception is the stream's last item
-    return 0
-
-
-cdef int seal_returns(Handle h, Record* r, Loaded f, object result) except -1:
-    """One value for each promise; they are checked and written before the first is sealed."""
-    cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
-    cdef int i
-    if f.returns == 0:
-        return 0
-    values = check_returns(f, result)
-    cdef list flags = []
-    cdef int written = 0
-    try:
-        while written < f.returns:
-            flags.append(write_return(promises[written], values[written]))
-            written += 1
-    except BaseException:
-        for i in range(written):
-            if flags[i] is not None and flags[i] & kFlagResultHeap:
-                session.process.allocator().release(session.records[index_of(promises[i])].result_heap.offset)
-        raise
-    for i in range(f.returns):
-        if flags[i] is not None:
-            session.process.seal_promise(promises[i], kDone, flags[i])
-    return 0
-
-
-cdef object write_return(Handle h, object value):
-    """One return value into its promise; the flags to seal it with, or None when there is nothing to seal."""
-    cdef Record* p = &session.records[index_of(h)]
-    if word_gen(p.state.load()) != gen_of(h):
-        return None  # dropped by its owner
-    if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
-        return None
-    return write_value(h, p, value, True)
-
-
-cdef list check_returns(Loaded f, object result):
-    from fastray.exceptions import NumReturnsError
-    try:
-        values = list(result)
-    except TypeError:
-        raise NumReturnsError(
-            f"{f.name}() has num_returns={f.returns} but returned one {type(result).__name__}: return a tuple "
-            f"or list of {f.returns} values"
-        ) from None
-    if len(values) != f.returns:
-        raise NumReturnsError(f"{f.name}() has num_returns={f.returns} but returned {len(values)} values")
-    return values
-
-
-cdef bytes dump(object error, str name):
-    from fastray.serialization import dump_exception
-    return dump_exception(error, name)
 
 
 cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:

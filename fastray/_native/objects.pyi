@@ -1,0 +1,6 @@
+from typing import Any
+
+from fastray._native.object_ref import ObjectRef
+
+def put(value: object) -> ObjectRef[Any]: ...
+def empty(shape: int | tuple[int, ...], dtype: Any = "float64") -> Any: ...
