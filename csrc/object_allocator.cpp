@@ -178,6 +178,11 @@ void ObjectAllocator::begin_release(Offset block) {
   segment_.proc(slot_).freeing.store(block, release_order);
 }
 
+void ObjectAllocator::cancel_release() {
+  intent_ = 0;
+  segment_.proc(slot_).freeing.store(0, release_order);  // SYNC POINT: intent
+}
+
 void ObjectAllocator::release(Offset block) {
   // relaxed: mine says mine; not mine can only become mine by my own recover()
   uint64_t w = view_.regions[view_.region_of(block)].word.load(relaxed);

@@ -50,6 +50,7 @@ class ObjectAllocator {
   // 16-byte aligned for <= 32 bytes, 64-byte aligned above. A few ns from a slab. 0: store full.
   [[nodiscard]] Offset allocate(size_t bytes, Handle owner_record, Purpose purpose = Purpose::kObject);
   void begin_release(Offset block);
+  void cancel_release();       // the record points at the block again
   void release(Offset block);  // any process's block
 
   // Who takes the block back after a release.

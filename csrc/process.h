@@ -7,6 +7,7 @@
 //   process_records.cpp   allocate, hold, drop, free; payloads
 //   process_tasks.cpp     publish, dependencies, claim, seal, cancel
 //   process_returns.cpp   several returns, streams
+//   process_lineage.cpp   what finished tasks keep alive; lost results, computed again
 //   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
 //   process_actors.cpp    creating actors, their calls in order, those in flight, their log
 //   process_wait.cpp      sleeping and waking
@@ -110,9 +111,19 @@ class Process {
   static const Handle* argument_handles(const Segment& segment, const Record& r, uint32_t* dependencies,
                                         uint32_t* references);
 
+  // ---- lineage -----------------------------------------------------------------------------
   // A task with references was submitted: its arguments are kept as lineage (see sweep_lineage).
   void remember_lineage(Handle task) { lineage_.push_back(task); }
   void sweep_lineage(size_t most);
+  // Gives the memory of a result of ours back (kDone -> kLost), when this one reference is all that holds it but
+  // lineage. `also_lost`: also when no task can make it again. False: it is in use, or there is nothing to give.
+  bool evict(Handle h, bool also_lost);
+  // Lost: its task runs again, after what that needs; or it fails, when that is impossible.
+  void recover(Handle h);
+  // The same for a return value whose task is running again: kLost -> kPromised.
+  bool revive(Handle promise);
+  // From the reaper: goes on with what a dead process was recovering.
+  void recover_again(Handle root, uint32_t dead);
 
   // ---- tasks -------------------------------------------------------------------------------
   // r is filled, state kFree; after this a worker may have it. `flags`: kFlagArgHeap etc.
@@ -184,6 +195,10 @@ class Process {
   bool sealed(Handle h) const {
     uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     return is_sealed(w) || word_gen(w) != gen_of(h);
+  }
+  bool is_lost(Handle h) const {
+    uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    return state_of(w) == kLost && word_gen(w) == gen_of(h);
   }
   // Marks each of them so that its completion wakes us; true when one is sealed already. GIL held.
   bool mark_awaited(const Handle* handles, size_t n);
@@ -295,6 +310,26 @@ class Process {
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);
   void let_go(Record& r, const Handle* handles, uint32_t n);
+  bool keep_lineage(Handle h, const Handle* handles, uint32_t deps, uint32_t refs);
+  void forget_dependent(Handle task, const Handle* handles, uint32_t n);
+  void only_lineage_may_hold(Handle h);
+  void sweep_evictable();
+  bool drop_data(Record& r, Handle h);
+  bool dependents_settled(Handle h) const;
+  bool can_rerun(const Record& task) const;
+  bool can_be_made_again(const Record& r, uint64_t w) const;
+  struct Lost {
+    Handle h;
+    int32_t by;  // index of the one that needs it, -1: somebody asked
+  };
+  void recover_all(std::vector<Lost>* lost);
+  void recover_one(std::vector<Lost>* lost, size_t i);
+  void run_producer(std::vector<Lost>* lost, size_t i);
+  void rerun(Record& r, Handle h, uint64_t w, std::vector<Lost>* lost, size_t i);
+  bool hold_arguments(Record& r, uint64_t w);
+  void give_up(Handle h, LostReason why, const std::vector<Lost>& lost, size_t i);
+  std::string describe(Handle h) const;
+  std::vector<Handle> dependencies_of(Handle h) const;
   void sweep_limbo();
   void sweep_contained();
   QueueProducer* make_producer(uint32_t cls);
@@ -329,6 +364,11 @@ class Process {
   uint64_t released_bytes_ = 0;  // payloads given back since a holder was woken
   bool sweeping_lineage_ = false;
   std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first
+  std::unordered_map<Handle, std::vector<Handle>> dependents_;  // big results of ours: finished tasks that hold them
+  std::vector<Handle> evictable_;  // of those, candidates for eviction
+  uint32_t evictable_epoch_ = 0;
+  std::vector<Lost> lost_;       // dependencies found lost, to be recovered when the walk is over
+  bool recovering_ = false;
   std::vector<Handle> limbo_;    // ours, dropped, still borrowed by others
   uint32_t limbo_epoch_ = 0;
   uint32_t returned_seen_ = 0;

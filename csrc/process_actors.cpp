@@ -67,6 +67,7 @@ void Process::publish_actor(uint32_t a, Record* r, Handle h, uint64_t flags) {
   segment_.cls(kActorClass + a).state.store(kEntryUsed, std::memory_order_release);
   actor.state.store(kActorPending, std::memory_order_release);  // SYNC POINT: actor-entry
   (void)advance(*r, h, w, 0);
+  if (!lost_.empty()) recover_all(&lost_);
   ring_bell();
 }
 

@@ -33,6 +33,7 @@ bool Process::take_slot(const Segment& segment, uint32_t slot, uint32_t kind) {
   p.claim.store(0, std::memory_order_relaxed);
   p.acting.store(0, std::memory_order_relaxed);
   p.freeing.store(0, std::memory_order_relaxed);
+  p.recovering.store(0, std::memory_order_relaxed);
   p.blocked.store(0, std::memory_order_relaxed);
   p.sleepers.store(0, std::memory_order_relaxed);
   p.depth = 0;
@@ -177,8 +178,7 @@ void Process::drop_generic(Handle h) {
   uint64_t w = r.state.load(std::memory_order_acquire);
   if (word_gen(w) != gen_of(h) || r.owner != slot_) return;  // lineage that was cut, or adopted elsewhere
   if ((w & kFlagShared) && --r.pins > 0) {
-    // only lineage may hold it now: a big one is worth a look
-    if ((w & kFlagResultHeap) && !lineage_.empty()) sweep_lineage(64);
+    if (w & kFlagResultHeap) only_lineage_may_hold(h);
     return;
   }
   free_record(h);
@@ -209,14 +209,14 @@ void Process::free_record(Handle first) {
       continue;
     }
     uint64_t w = r.state.load(std::memory_order_acquire);
-    while (!is_sealed(w) && !(w & kFlagBorrowed)) {  // a borrower still wants the result
+    while (!is_settled(w) && !(w & kFlagBorrowed)) {  // a borrower still wants the result
       if (r.state.compare_exchange_weak(w, w | kFlagDetached, std::memory_order_acq_rel)) break;
     }
-    if (!is_sealed(w) || is_walked(w) || (w & kFlagBorrowed)) {  // kept: hold() must find a count of 0
+    if (!is_settled(w) || is_walked(w) || (w & kFlagBorrowed)) {  // kept: hold() must find a count of 0
       r.pins = 0;
       if (!(w & kFlagShared)) r.state.fetch_or(kFlagShared, std::memory_order_acq_rel);
     }
-    if (!is_sealed(w) || is_walked(w)) {
+    if (!is_settled(w) || is_walked(w)) {
       zombies_.push_back(h);
     } else if (w & kFlagBorrowed) {
       limbo_.push_back(h);
@@ -232,6 +232,7 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
     uint32_t deps, refs;
     const Handle* handles = argument_handles(segment_, r, &deps, &refs);
     dropped->insert(dropped->end(), handles, handles + deps + refs);
+    if (!dependents_.empty()) forget_dependent(h, handles, deps + refs);
   }
   if (r.kind == kObject && (w & kFlagResultHeap)) {
     PayloadView view = view_payload(segment_, r.result_heap.offset);
@@ -296,6 +297,7 @@ void Process::sweep() {
   collect_returned();
   sweep_zombies(SIZE_MAX);
   sweep_lineage(SIZE_MAX);
+  sweep_evictable();
   if (!contained_.empty()) sweep_contained();
   // freeing one may put what it named into limbo (epoch 0): containers of containers, a few levels a sweep
   for (int level = 0; level < 64 && !limbo_.empty(); ++level) {
@@ -312,7 +314,7 @@ void Process::sweep_zombies(size_t most) {
     Handle h = zombies_[zombie_at_];
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
-    if (word_gen(w) == gen_of(h) && r.pins == 0 && (!is_sealed(w) || is_walked(w))) {
+    if (word_gen(w) == gen_of(h) && r.pins == 0 && (!is_settled(w) || is_walked(w))) {
       ++zombie_at_;
       continue;
     }
@@ -323,55 +325,6 @@ void Process::sweep_zombies(size_t most) {
   }
 }
 
-// Lineage: a finished task keeps its arguments, so that its result can be computed again, as long as they
-// are small. Arguments that are payloads are let go of (a loop over big arrays must not keep them all), and
-// so are those of the oldest tasks when there are too many (a loop without end). A task that has let go has
-// kFlagRefs cleared; its argument handles then name generations that have passed.
-void Process::sweep_lineage(size_t most) {
-  if (sweeping_lineage_) return;  // letting go of one may lead here again
-  sweeping_lineage_ = true;
-  for (size_t left = std::min(most, lineage_.size()); left > 0; --left) {
-    Handle h = lineage_.front();
-    Record& r = segment_.record(h);
-    uint64_t w = r.state.load(std::memory_order_acquire);
-    bool ours = word_gen(w) == gen_of(h) && r.owner == slot_ && (w & kFlagRefs);
-    if (ours && (!is_sealed(w) || keeps_arguments(r, w))) {
-      lineage_.pop_front();
-      lineage_.push_back(h);
-      continue;
-    }
-    lineage_.pop_front();
-    if (!ours) continue;
-    uint32_t deps, refs;
-    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
-    bool big = refs != 0;
-    for (uint32_t i = 0; i < deps && !big; ++i)
-      big = (segment_.record(handles[i]).state.load(std::memory_order_relaxed) & kFlagResultHeap) != 0;
-    if (!big && lineage_.size() <= kLineageTasksMax) {
-      kept_.push_back(h);
-      continue;
-    }
-    let_go(r, handles, deps + refs);
-  }
-  while (kept_.size() > kLineageTasksMax) {
-    Handle h = kept_.front();
-    kept_.pop_front();
-    Record& r = segment_.record(h);
-    uint64_t w = r.state.load(std::memory_order_acquire);
-    if (word_gen(w) != gen_of(h) || r.owner != slot_ || !(w & kFlagRefs)) continue;
-    uint32_t deps, refs;
-    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
-    let_go(r, handles, deps + refs);
-  }
-  sweeping_lineage_ = false;
-}
-
-void Process::let_go(Record& r, const Handle* handles, uint32_t n) {
-  std::vector<Handle> dropped(handles, handles + n);
-  r.state.fetch_and(~uint64_t{kFlagRefs}, std::memory_order_acq_rel);
-  for (Handle d : dropped) drop_generic(d);
-}
-
 std::vector<Handle> Process::children_of(uint32_t owner, uint32_t parent) const {
   std::vector<Handle> children;
   const Proc& p = segment_.proc(owner);
@@ -380,7 +333,7 @@ std::vector<Handle> Process::children_of(uint32_t owner, uint32_t parent) const 
     for (uint32_t i = 0; i < kChunkRecords; ++i) {
       const Record& r = segment_.record(c * kChunkRecords + i);
       uint64_t w = r.state.load(std::memory_order_acquire);
-      if (state_of(w) == kFree || is_sealed(w) || r.parent != parent || r.kind != kTask) continue;
+      if (state_of(w) == kFree || is_settled(w) || r.parent != parent || r.kind != kTask) continue;
       if (r.owner == owner) children.push_back(make_handle(c * kChunkRecords + i, word_gen(w)));
     }
   }

@@ -55,7 +55,9 @@ bool Process::publish_waiting(Record* r, Handle h, uint64_t flags) {
       return false;
     }
   }
-  return advance(*r, h, w, 0);
+  bool done = advance(*r, h, w, 0);
+  if (!lost_.empty()) recover_all(&lost_);
+  return done;
 }
 
 // d waits (its state word is w): goes over its dependencies from `stage` on.
@@ -72,7 +74,10 @@ bool Process::advance(Record& d, Handle h, uint64_t w, uint32_t stage) {
       if (state_of(w) != kWaiting || word_gen(w) != gen_of(h) || word_holder(w) != waited) return true;
     }
     if (next_state == kReady) return made_ready(d, h);
-    if (!add_edge(deps[stage], kEdgeRecord, index_of(h), gen_of(h), stage)) return true;
+    if (!add_edge(deps[stage], kEdgeRecord, index_of(h), gen_of(h), stage)) {
+      if (is_lost(deps[stage])) lost_.push_back(Lost{deps[stage], -1});
+      return true;
+    }
     // sealed before the edge was seen: go on ourselves, unless the sealer did
     w = d.state.load(std::memory_order_acquire);
     if (state_of(w) != kWaiting || word_gen(w) != gen_of(h) || word_holder(w) != (stage & 0xFFF)) return true;
@@ -128,16 +133,24 @@ void Process::fire(uint32_t index, uint32_t gen, uint32_t stage, bool again) {
 }
 
 void Process::walk_edges(Record& r, bool again) {
+  Handle promise = 0;
   for (uint32_t e = r.edges.load(std::memory_order_acquire); e != 0;) {  // SYNC POINT: edges
     Edge edge = *segment_.edge(e);
     if (edge.kind == kEdgeProcess)
       wake_process(segment_, edge.target);
+    else if (edge.kind == kEdgePromise)
+      promise = make_handle(edge.target, edge.gen);
     else
       fire(edge.target, edge.gen, edge.stage, again);
     e = edge.next;
   }
+  if (!lost_.empty()) recover_all(&lost_);
+  // A return value was asked for while its task ran: once more for all of them. The reaper knows of it before the
+  // walk is over, for after that nobody does it again.
+  if (promise != 0 && !recovering_) self_->recovering.store(promise, std::memory_order_release);
   // SYNC POINT: edges-walked (release: from here on the owner may free the record and its edges)
   r.state.fetch_and(~kHolderMask, std::memory_order_release);
+  if (promise != 0) recover(promise);
 }
 
 // The owner may change meanwhile (the node adopts the records of the dead): then the node wakes everyone.
@@ -254,7 +267,7 @@ bool Process::cancel(Handle h, int* running) {
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);
   for (;;) {
-    bool over = word_gen(w) != gen_of(h) || is_sealed(w) || state_of(w) == kFree;
+    bool over = word_gen(w) != gen_of(h) || is_settled(w) || state_of(w) == kFree;
     if (over || state_of(w) == kClaimed) {
       if (!over && !r.state.compare_exchange_weak(w, w | kFlagCancel, std::memory_order_acq_rel)) continue;
       if (!over) *running = static_cast<int>(word_holder(w));

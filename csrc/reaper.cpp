@@ -20,6 +20,8 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   p.acting.store(0, std::memory_order_release);
   for (Handle h : held) settle(slot, h & ~kFlightWaiting, crash, h & kFlightWaiting);
   p.claim.store(0, std::memory_order_release);
+  node_.recover_again(p.recovering.load(std::memory_order_acquire), slot);
+  p.recovering.store(0, std::memory_order_release);
   if (crash.actor >= 0) segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
   retire_queues(slot);
   adopt_records(slot);

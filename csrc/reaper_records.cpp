@@ -167,6 +167,7 @@ void Reaper::go_on(const std::vector<Handle>& adopted) {
     if (state_of(w) == kWaiting && ordered) (void)node_.push_ready(h);
     if (state_of(w) == kWaiting) (void)node_.advance(r, h, w, 0);
   }
+  if (!node_.lost_.empty()) node_.recover_all(&node_.lost_);
 }
 
 // ---- what nobody can ask about -----------------------------------------------------------------------

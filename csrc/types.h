@@ -51,8 +51,7 @@ constexpr uint32_t gen_of(Handle h) { return static_cast<uint32_t>(h >> 32); }
 // ---- the state word ---------------------------------------------------------------------------
 // gen:32 | holder:12 | attempt:6 | flags:10 | state:4
 // holder is the claiming process slot in kClaimed, the number of the dependency waited for (modulo
-// 4096) in kWaiting, kWalking in a sealed record until its edges are walked, 0 otherwise. A task that
-// waits has made no attempt: there the field says whether a process has it in hand (see kInHand).
+// 4096) in kWaiting, kWalking in a sealed record until its edges are walked, 0 otherwise.
 enum State : uint32_t {
   kFree = 0,     // on its owner's free list
   kWaiting = 1,  // a dependency is not done
@@ -61,6 +60,7 @@ enum State : uint32_t {
   kDone = 4,     // sealed: result line holds the value
   kFailed = 5,   // sealed: result line holds an error
   kPromised = 6, // result comes from another record's run (several returns, stream items)
+  kLost = 7,     // was kDone, its data is gone: computed again when somebody asks (see process_lineage.cpp)
 };
 
 enum Flag : uint64_t {
@@ -87,6 +87,8 @@ constexpr State state_of(uint64_t w) { return static_cast<State>(w & kStateMask)
 constexpr uint32_t word_gen(uint64_t w) { return static_cast<uint32_t>(w >> kGenShift); }
 constexpr uint32_t word_holder(uint64_t w) { return (w & kHolderMask) >> kHolderShift; }
 constexpr bool is_sealed(uint64_t w) { return state_of(w) == kDone || state_of(w) == kFailed; }
+// No run of it is going on or due: its owner may free it.
+constexpr bool is_settled(uint64_t w) { return is_sealed(w) || state_of(w) == kLost; }
 // Holder of a sealed record whose edges are still being walked: it must not be freed yet.
 inline constexpr uint32_t kWalking = 0xFFF;
 constexpr bool is_walked(uint64_t w) { return is_sealed(w) && word_holder(w) == kWalking; }
@@ -97,15 +99,6 @@ constexpr uint64_t next_life(uint64_t w) {
 }
 constexpr uint64_t with_state(uint64_t w, State s, uint32_t holder) {
   return (w & ~(kStateMask | kHolderMask)) | s | uint64_t{holder} << kHolderShift;
-}
-// A waiting task is in the hand of process `holder` while that one looks what it waits for next; Proc::moving
-// names it. Who takes it away meanwhile (a cancel) leaves the mark: its owner does not free it before that
-// process is through (Process::may_free).
-inline constexpr uint64_t kInHand = uint64_t{1} << kAttemptShift;
-inline constexpr uint64_t kLookAgain = uint64_t{2} << kAttemptShift;  // and a dependency was sealed since
-constexpr bool is_in_hand(uint64_t w) { return state_of(w) == kWaiting && (w & kAttemptMask) != 0; }
-constexpr uint64_t in_hand(uint64_t w, uint32_t slot, uint64_t mark) {
-  return (with_state(w, kWaiting, slot) & ~kAttemptMask) | mark;
 }
 
 // ---- the record -------------------------------------------------------------------------------
@@ -214,6 +207,12 @@ enum ErrorCode : uint8_t {
   kErrorSystem = 6,     // followed by a UTF-8 message
   kErrorActorDied = 7,  // followed by an ActorDeath and its texts
   kErrorActorUnavailable = 8,  // the same: it died and starts again
+  kErrorLost = 9,       // followed by a LostReason and a UTF-8 message
+};
+enum LostReason : uint8_t {
+  kLostNoTask = 1,    // no task makes it: put(), an item of a stream
+  kLostLineage = 2,   // its task's arguments are gone
+  kLostAttempts = 3,  // its task has used up its attempts, or may not run again
 };
 struct CrashReport {
   int32_t pid;
@@ -231,7 +230,11 @@ enum BlockUse : uint32_t {
 };
 
 // An edge, in a payload block of the process that registered it; freed with the record it hangs on.
-enum EdgeKind : uint32_t { kEdgeRecord = 0, kEdgeProcess = 1 };
+enum EdgeKind : uint32_t {
+  kEdgeRecord = 0,   // a task that has it as a dependency
+  kEdgeProcess = 1,  // a process that sleeps for it
+  kEdgePromise = 2,  // a lost return value of this task, which was running already
+};
 struct Edge {
   uint32_t next;    // offset / 16 in the segment's data area, 0 ends the list
   uint32_t target;  // record index, or process slot
@@ -269,7 +272,7 @@ struct alignas(kCacheLine) Proc {
   uint32_t depth;                                   // nesting depth of the running task
   std::atomic<uint64_t> freeing;                    // payload offset on its way to another arena
   std::atomic<uint64_t> acting;                     // handle of a record it cancels or returns
-  std::atomic<uint64_t> moving;                     // handle of a waiting task it has in hand
+  std::atomic<uint64_t> recovering;                 // handle of the lost record it recovers
   std::atomic<uint32_t> cpu;                        // CPU + 1 it ran on last: a hint for spinning
   uint32_t pad1[3];
   // written by everyone: wake-ups

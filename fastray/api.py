@@ -137,6 +137,24 @@ def cancel(ref: ObjectRef[Any] | ObjectRefGenerator, *, force: bool = False, rec
     _runtime.current_runtime().cancel(ref, force, recursive)
 
 
+def evict(refs: ObjectRef[Any] | list[ObjectRef[Any]], *, also_lost: bool = False) -> int:
+    """Gives the memory of results back to the object store, and keeps the references: `get` computes a result again,
+    by its task and what that needs. Returns how many were given back (paper, section 4.2.3).
+
+    Left alone is what is in use (other references, arrays of it, tasks that wait for it, borrowers), what is small
+    enough to stand in its record, and what no task can make again: objects of `put`, items of generators, results of
+    actors and of functions with `max_retries=0`. With `also_lost` those go too, and `get` then raises
+    ObjectReconstructionFailedError. Raises TypeError for what is no reference.
+    """
+    from fastray._native.lineage import evict as evict_one
+
+    chosen = [refs] if isinstance(refs, ObjectRef) else refs
+    for ref in chosen:
+        if not isinstance(ref, ObjectRef):
+            raise TypeError(f"evict() takes ObjectRefs, got {type(ref).__name__}: {ref!r:.100}")
+    return sum(evict_one(ref, also_lost) for ref in chosen)
+
+
 def kill(actor: Any, *, no_restart: bool = True) -> None:
     """Kills an actor at once, see `fastray.actor.kill`. Raises ValueError for anything else."""
     from fastray.actor import kill as kill_actor

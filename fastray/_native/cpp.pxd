@@ -32,7 +32,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         kTask, kObject, kPromise, kItem, kActor
     enum ErrorCode:
         kErrorUser, kErrorCrashed, kErrorCancelled, kErrorStoreFull, kErrorOwnerDied, kErrorSystem
-        kErrorActorDied, kErrorActorUnavailable
+        kErrorActorDied, kErrorActorUnavailable, kErrorLost
     enum BlockUse:
         kBlockRing, kBlockBlob, kBlockActor
     enum FunctionFlag:
@@ -236,6 +236,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void sweep()
         void remember_lineage(Handle task)
         void sweep_lineage(size_t most)
+        cbool evict(Handle h, cbool also_lost)
+        cbool revive(Handle promise)
         Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view)
         @staticmethod
         PayloadView view_payload(const Segment& segment, Offset offset)

@@ -66,6 +66,7 @@ cdef object write_return(Handle h, object value):
         return None  # dropped by its owner
     if is_sealed(p.state.load()):  # by an attempt that died later: the first result stands
         return None
+    session.process.revive(h)  # it was lost: now it is there again
     return write_value(h, p, value, True)
 
 

@@ -342,7 +342,7 @@ cdef class Attachment:
         """Name of the state, attempts, name of the function: for `fastray why` and tests."""
         check_ref(ref)
         cdef Record* r = &session.records[index_of(ref.handle)]
-        names = ("free", "waiting", "ready", "running", "done", "failed", "promised")
+        names = ("free", "waiting", "ready", "running", "done", "failed", "promised", "lost")
         return names[<int>state_of(r.state.load())], r.attempts, self.function_name(r.function)
 
     def handle_of(self, ObjectRef ref):

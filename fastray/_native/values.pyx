@@ -35,6 +35,7 @@ from fastray._native.cpp cimport (
     kErrorActorUnavailable,
     kErrorCancelled,
     kErrorCrashed,
+    kErrorLost,
     kErrorOwnerDied,
     kErrorStoreFull,
     kErrorUser,
@@ -278,6 +279,8 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
         return actor_error(rest, code == kErrorActorUnavailable, function_name(r))
     if code == kErrorOwnerDied:
         return exceptions.OwnerDiedError()
+    if code == kErrorLost:
+        return lost_error(rest)
     return exceptions.RuntimeSystemError(rest.decode("utf-8", "replace"))
 
 
@@ -295,3 +298,22 @@ cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):
         last_task=function_name(r) or None,
         stderr_tail=stderr_tail.decode("utf-8", "replace"),
     )
+
+
+cdef object lost_error(bytes data):
+    """What Process::give_up wrote: the reason, the id (8 bytes) and return number (4) of the object, the chain."""
+    from fastray.exceptions import ObjectReconstructionFailedError
+    cdef uint64_t ident = int.from_bytes(data[1:9], "little"), of_session = session.process.segment().header().session
+    cdef uint32_t ret = int.from_bytes(data[9:13], "little")
+    name = of_session.to_bytes(8, "big") + ident.to_bytes(8, "big") + ret.to_bytes(4, "big")
+    reason = LOST_REASONS.get(data[0], "unknown")
+    return ObjectReconstructionFailedError(
+        name.hex(), reason, f"its data is gone and {reason}: {data[13:].decode('utf-8', 'replace')}"
+    )
+
+
+LOST_REASONS = {
+    1: "no task makes it (it came from put() or a generator)",
+    2: "the arguments of its task are gone too",
+    3: "its task may not run again (max_retries)",
+}

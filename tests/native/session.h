@@ -170,6 +170,7 @@ inline void seal_returns(Process& p, Handle h, uint64_t sum) {
   const Handle* promises = Process::promise_handles(p.segment(), r);
   std::vector<uint64_t> flags(r.ret);
   for (uint16_t i = 0; i < r.ret; ++i) {
+    (void)p.revive(promises[i]);
     if (!p.sealed(promises[i]))
       flags[i] = write_value(p, promises[i], p.segment().record(promises[i]), sum + i, i == 1 ? 300 : 0);
   }

@@ -1,0 +1,9 @@
+from typing import Any
+
+from fastray._native.object_ref import ObjectRef
+
+STATES: tuple[str, ...]
+
+def evict(ref: ObjectRef[Any], also_lost: bool) -> bool: ...
+def handle_of(ref: ObjectRef[Any]) -> int: ...
+def row(h: int) -> tuple[str, str, str, int, int, int, list[int] | None]: ...
