@@ -140,6 +140,7 @@ void LocalScheduler::preload_later(const std::string& modules) {
 void LocalScheduler::look(int64_t now) {
   bool classes_moved = look_at_classes();
   moved_ = look_at_workers(now) || classes_moved;
+  watch_limits(now);
   if (rung_ || ++looks_ % kActorLook == 0) look_at_actors(now);
   rung_ = false;
 }
@@ -318,6 +319,7 @@ void LocalScheduler::wait(int64_t now) {
       until = now + kTickMin;
     }
   }
+  until = std::min(until, watchdog_.next_deadline());
   int milliseconds = -1;
   if (until != SchedulerState::kNever) milliseconds = static_cast<int>(std::max<int64_t>(0, (until - now + kMs - 1) / kMs));
   epoll_event events[64];

@@ -155,7 +155,8 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
   bool again = !attached || actor.max_restarts < 0 || restarts < static_cast<uint32_t>(actor.max_restarts);
   bool refused = actor.flags.load(std::memory_order_acquire) & kActorNoRestart;
   crash->restarts = end == kEndNone && !refused && again;
-  if (end == kEndNone && !crash->restarts) actor.end.store(kEndCrashed, std::memory_order_release);
+  if (end == kEndNone && !crash->restarts)
+    actor.end.store(crash->hung.task != 0 ? kEndTimedOut : kEndCrashed, std::memory_order_release);
   crash->death = describe_death(a, *crash);
   actor.slot.store(0, std::memory_order_release);
   if (crash->restarts && attached) actor.restarts.store(restarts + 1, std::memory_order_release);
@@ -171,7 +172,10 @@ std::string LocalScheduler::describe_death(uint32_t a, const CrashInfo& crash) c
   d.id = segment_.record(actor.creation.load(std::memory_order_acquire)).id;
   d.time_ns = int64_t{now.tv_sec} * 1000000000 + now.tv_nsec;
   d.end = actor.end.load(std::memory_order_acquire);
-  if (d.end == kEndNone) d.end = kEndCrashed;
+  if (crash.hung.task != 0)
+    d.end = kEndTimedOut;
+  else if (d.end == kEndNone)
+    d.end = kEndCrashed;
   d.pid = crash.pid;
   d.signal = crash.signal;
   d.exit_code = crash.exit_code;

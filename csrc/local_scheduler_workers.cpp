@@ -169,9 +169,14 @@ void LocalScheduler::reap() {
   while (read(signals_, drain, sizeof drain) > 0) {
   }
   int status;
-  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
-    for (uint32_t slot = 1; slot < workers_.size(); ++slot)
-      if (workers_[slot].used && workers_[slot].pid == pid) worker_died(slot, status);
+  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED)) > 0;) {
+    for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
+      if (!workers_[slot].used || workers_[slot].pid != pid) continue;
+      if (WIFSTOPPED(status) || WIFCONTINUED(status))
+        watchdog_.stopped(slot, WIFSTOPPED(status));
+      else
+        worker_died(slot, status);
+    }
   }
 }
 
@@ -182,6 +187,8 @@ void LocalScheduler::worker_died(uint32_t slot, int status) {
   if (w.err.fd >= 0) logs_.finish(w.err);
   CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
                   std::move(w.err.tail), w.actor, false, ""};
+  if (crash.signal == SIGKILL) crash.hung = w.hung;
+  watchdog_.died(slot);
   if (w.control >= 0) receive(w.control, false);
   for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
   bool attached = w.heartbeat != 0 || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcAlive;

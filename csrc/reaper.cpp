@@ -84,6 +84,10 @@ void Reaper::settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash
     return;
   }
   if (crash.restarts && ((flags & kActorCheckpoints) || retries < 0 || r.attempts < retries)) return requeue(r, h, w);
+  if (crash.hung.task == h) {
+    fail(r, h, kErrorCrashed, &crash);
+    return announce(r, h);
+  }
   std::string error = Process::for_call(crash.death, !waited);
   ErrorCode code = crash.restarts ? kErrorActorUnavailable : kErrorActorDied;
   (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
@@ -154,7 +158,8 @@ void Reaper::requeue(Record& r, Handle h, uint64_t w) {
 void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
   std::string more;
   if (crash != nullptr) {
-    CrashReport report{crash->pid, crash->signal, crash->exit_code, r.attempts + 1u};
+    CrashReport report{crash->pid, crash->signal, crash->exit_code, r.attempts + 1u,
+                       crash->hung.task == h ? crash->hung.limit_ms : 0};
     more.assign(reinterpret_cast<const char*>(&report), sizeof report);
     more += crash->stderr_tail;
   }

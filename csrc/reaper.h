@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "process.h"
+#include "watchdog.h"
 
 namespace fastray {
 
@@ -29,6 +30,7 @@ struct CrashInfo {
   int actor = -1;
   bool restarts = false;
   std::string death;  // ActorDeath and its texts
+  LimitedTask hung{};  // killed by the node because this task ran too long
 };
 
 class Reaper {

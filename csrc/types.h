@@ -220,6 +220,7 @@ struct CrashReport {
   int32_t signal;
   int32_t exit_code;
   uint32_t attempts;
+  uint32_t timeout_ms;  // not 0: it ran longer than this, and the node killed it
 };
 
 // Blocks of the data area that hang on no record carry a handle with index 0 and say here what they are.
@@ -350,6 +351,7 @@ struct alignas(kCacheLine) Function {
   uint32_t max_calls;    // 0: no limit
   uint16_t cls;
   uint16_t writer;       // process slot while state is 1
+  uint32_t timeout_ms;   // longest run of a task, 0: no limit
   char name[64];         // for messages, cut, NUL-terminated
 };
 static_assert(sizeof(Function) == 128);
@@ -384,6 +386,7 @@ enum ActorEnd : uint32_t {
   kEndExited = 4,        // exit_actor(), __ray_terminate__
   kEndHandlesGone = 5,
   kEndStartFailed = 6,   // its process never came up
+  kEndTimedOut = 7,      // a call ran longer than its limit
 };
 
 // One cache line that callers and the worker read, one that the worker writes, then what is rarely read.
@@ -458,6 +461,7 @@ struct Header {
   std::atomic<uint32_t> deaths;          // bumped after each recovered death
   std::atomic<uint32_t> node_ready;      // 1 once the node runs
   uint32_t membarrier;                   // sleepers fence for everyone (see os.h)
+  std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
   Resource resources[kResourcesMax];
 };
 

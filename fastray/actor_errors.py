@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastray.exceptions import ActorError, TaskError
 
 SIGKILL = 9
-CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED = range(1, 7)  # ActorEnd
+CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT = range(1, 8)  # ActorEnd
 _WHY = {
     CRASHED: "its process died",
     INIT_FAILED: "its constructor raised",
@@ -27,6 +27,7 @@ _WHY = {
     EXITED: "it left by exit_actor() or sys.exit()",
     HANDLES_GONE: "no handle of it was left",
     START_FAILED: "its process could not be started",
+    TIMED_OUT: "a call ran longer than its timeout_s and its process was killed",
 }
 
 

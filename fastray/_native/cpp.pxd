@@ -42,7 +42,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     enum ActorFlag:
         kActorDetached, kActorOutOfOrder, kActorCheckpoints, kActorNoRestart
     enum ActorEnd:
-        kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed
+        kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed, kEndTimedOut
     State state_of(uint64_t w)
     uint32_t kEntryUsed
     uint32_t entry_writing(uint32_t slot)
@@ -91,7 +91,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic64 last
     cdef struct CrashReport:
         int32_t pid, signal, exit_code
-        uint32_t attempts
+        uint32_t attempts, timeout_ms
     cdef cppclass Proc:
         Atomic32 state
         uint32_t incarnation, kind
@@ -122,6 +122,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         int32_t max_retries, returns
         uint32_t max_calls
         uint16_t cls, writer
+        uint32_t timeout_ms
         char name[64]
     cdef cppclass Actor:
         Atomic32 state, flags
@@ -153,6 +154,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint64_t object_store_bytes
         Atomic32 functions_used, classes_used, actors_used, resources_used, procs_used, dormant, deaths, node_ready
         uint32_t cpus, membarrier
+        Atomic32 limits_used
         Resource resources[16]
 
 cdef extern from "<atomic>" nogil:

@@ -286,8 +286,8 @@ cdef str function_name(Record* r):
 
 
 cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):
-    from fastray.exceptions import WorkerCrashedError
-    return WorkerCrashedError(
+    from fastray.exceptions import TaskTimeoutError, WorkerCrashedError
+    details = dict(
         pid=report.pid,
         signal=report.signal or None,
         exit_code=None if report.signal else report.exit_code,
@@ -295,3 +295,6 @@ cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):
         last_task=function_name(r) or None,
         stderr_tail=stderr_tail.decode("utf-8", "replace"),
     )
+    if report.timeout_ms:
+        return TaskTimeoutError(timeout_s=report.timeout_ms / 1000, **details)
+    return WorkerCrashedError(**details)
