@@ -91,6 +91,7 @@ class LocalScheduler {
     uint64_t heartbeat = 0;
     int actor = -1;  // index in the actor table
     LimitedTask hung{};  // killed because of this one
+    int64_t born_ns = 0;
   };
   struct ActorSeen {
     bool wanted = false;     // stands in the line
@@ -146,7 +147,8 @@ class LocalScheduler {
   void pause_pipes(bool pause);
   void after_flush();
   void reap();
-  void worker_died(uint32_t slot, int status);
+  void worker_died(uint32_t slot, int status, uint64_t peak_bytes);
+  CrashInfo examine(uint32_t slot, int status, uint64_t peak_bytes);
   void receive(int fd, bool from_driver);
   void on_message(const ControlMessage& m, const char* text, bool from_driver);
   void cancel(const ControlMessage& m);
@@ -172,6 +174,7 @@ class LocalScheduler {
   bool leaving_ = false, driver_gone_ = false, moved_ = true, rung_ = true;
   int64_t tick_ = kTickMin, quiet_since_ = -1, sweep_at_ = 0, fork_after_ = 0;
   uint32_t failed_starts_ = 0;
+  uint64_t oom_kills_ = 0;  // by the kernel, when the node looked last
 };
 
 }  // namespace fastray

@@ -89,9 +89,6 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 producer_sleeps
         uint64_t error
         Atomic64 last
-    cdef struct CrashReport:
-        int32_t pid, signal, exit_code
-        uint32_t attempts, timeout_ms
     cdef cppclass Proc:
         Atomic32 state
         uint32_t incarnation, kind
@@ -140,12 +137,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
     cdef cppclass ActorDeath:
         uint64_t id
         int64_t time_ns
+        uint64_t peak_bytes
+        int64_t uptime_ns
         uint32_t end
         int32_t pid, signal, exit_code
         uint32_t restarts
         int32_t max_restarts
-        uint32_t may_have_run
-        uint32_t text_bytes[5]
+        uint32_t may_have_run, oom_kills
+        uint32_t text_bytes[6]
     cdef struct Resource:
         char name[56]
         uint64_t total
@@ -157,8 +156,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 limits_used
         Resource resources[16]
 
-cdef extern from "<atomic>" nogil:
-    pass
+cdef extern from "flight_recorder.h" namespace "fastray" nogil:
+    uint64_t kNoEvent
+    enum EventKind:
+        kEventTask, kEventBlocked
+    cdef cppclass FlightRecorder:
+        uint64_t note(EventKind kind, uint64_t detail, uint64_t record, uint64_t begin, uint64_t end)
+        uint64_t note_blocked(uint64_t detail, uint64_t record, uint64_t begin)
+        void close(uint64_t number, uint64_t end)
 
 cdef extern from "os.h" namespace "fastray::os" nogil:
     uint64_t ticks()
@@ -226,6 +231,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void abandon()
         const Segment& segment()
         Proc& self()
+        FlightRecorder& recorder()
         uint32_t slot()
         ObjectAllocator& allocator()
         Record* allocate_record()
