@@ -21,6 +21,7 @@ std::string LocalScheduler::start(const Fds& fds) {
   if (!problem.empty()) return problem;
   reaper_ = std::make_unique<Reaper>(&process_);
   (void)os::ticks_per_us();  // measured here once, not in each worker
+  oom_kills_ = os::oom_kills();
   Header& header = segment_.header();
   SchedulerState::Limits limits;
   limits.cpus = std::max(header.cpus, 1u);
@@ -112,6 +113,7 @@ void LocalScheduler::step(int64_t now) {
     write_lease_counts();
     moved_ = true;
   }
+  reaper_->push_due(now);
   wake_stuck();
   if (now >= sweep_at_) {
     if (reaper_->has_adopted()) reaper_->sweep();
@@ -140,6 +142,7 @@ void LocalScheduler::preload_later(const std::string& modules) {
 void LocalScheduler::look(int64_t now) {
   bool classes_moved = look_at_classes();
   moved_ = look_at_workers(now) || classes_moved;
+  watch_limits(now);
   if (rung_ || ++looks_ % kActorLook == 0) look_at_actors(now);
   rung_ = false;
 }
@@ -318,6 +321,7 @@ void LocalScheduler::wait(int64_t now) {
       until = now + kTickMin;
     }
   }
+  until = std::min({until, watchdog_.next_deadline(), reaper_->next_due()});
   int milliseconds = -1;
   if (until != SchedulerState::kNever) milliseconds = static_cast<int>(std::max<int64_t>(0, (until - now + kMs - 1) / kMs));
   epoll_event events[64];

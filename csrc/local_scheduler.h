@@ -12,6 +12,7 @@
 //   local_scheduler.cpp          the loop, leases, sleeping
 //   local_scheduler_workers.cpp  workers: fork, death, pipes; messages; the end
 //   local_scheduler_actors.cpp   actors: start, restart, death, the last handle
+//   local_scheduler_limits.cpp   tasks that run longer than their limit
 #pragma once
 
 #include <deque>
@@ -23,6 +24,7 @@
 #include "process.h"
 #include "reaper.h"
 #include "scheduler_state.h"
+#include "watchdog.h"
 
 namespace fastray {
 
@@ -88,6 +90,8 @@ class LocalScheduler {
     LogPump::Source out, err;
     uint64_t heartbeat = 0;
     int actor = -1;  // index in the actor table
+    LimitedTask hung{};  // killed because of this one
+    int64_t born_ns = 0;
   };
   struct ActorSeen {
     bool wanted = false;     // stands in the line
@@ -132,6 +136,10 @@ class LocalScheduler {
   void free_actor(uint32_t a);
   void kill_actor(const ControlMessage& m);
 
+  // local_scheduler_limits.cpp
+  std::vector<LimitedTask> limited_tasks(uint32_t slot) const;
+  void watch_limits(int64_t now);
+
   // local_scheduler_workers.cpp
   bool watch(int fd, uint32_t events, Tag tag, uint32_t slot);
   int prepare_fork(uint32_t env, int64_t now);
@@ -139,7 +147,8 @@ class LocalScheduler {
   void pause_pipes(bool pause);
   void after_flush();
   void reap();
-  void worker_died(uint32_t slot, int status);
+  void worker_died(uint32_t slot, int status, uint64_t peak_bytes);
+  CrashInfo examine(uint32_t slot, int status, uint64_t peak_bytes);
   void receive(int fd, bool from_driver);
   void on_message(const ControlMessage& m, const char* text, bool from_driver);
   void cancel(const ControlMessage& m);
@@ -152,6 +161,7 @@ class LocalScheduler {
   Process process_;
   std::unique_ptr<Reaper> reaper_;
   std::unique_ptr<SchedulerState> state_;
+  Watchdog watchdog_;
   LogPump logs_;
   bool log_watched_ = false, pipes_paused_ = false;
   std::vector<Worker> workers_;  // by slot
@@ -164,6 +174,7 @@ class LocalScheduler {
   bool leaving_ = false, driver_gone_ = false, moved_ = true, rung_ = true;
   int64_t tick_ = kTickMin, quiet_since_ = -1, sweep_at_ = 0, fork_after_ = 0;
   uint32_t failed_starts_ = 0;
+  uint64_t oom_kills_ = 0;  // by the kernel, when the node looked last
 };
 
 }  // namespace fastray

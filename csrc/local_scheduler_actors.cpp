@@ -2,7 +2,6 @@
 // local_scheduler.h; the words are in types.h and docs/internals/actors.md.
 #include <signal.h>
 #include <string.h>
-#include <time.h>
 
 #include <algorithm>
 
@@ -12,6 +11,7 @@ namespace fastray {
 namespace {
 
 constexpr size_t kTailBytesMax = 1024;  // of stderr, in the error of each call
+constexpr size_t kEventsMax = 8;        // of its process, the same
 
 bool has_worker(uint32_t state) { return state == kActorStarting || state == kActorAlive; }
 bool lives(uint32_t state) { return state >= kActorPending && state < kActorDead; }
@@ -155,7 +155,8 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
   bool again = !attached || actor.max_restarts < 0 || restarts < static_cast<uint32_t>(actor.max_restarts);
   bool refused = actor.flags.load(std::memory_order_acquire) & kActorNoRestart;
   crash->restarts = end == kEndNone && !refused && again;
-  if (end == kEndNone && !crash->restarts) actor.end.store(kEndCrashed, std::memory_order_release);
+  if (end == kEndNone && !crash->restarts)
+    actor.end.store(crash->hung.task != 0 ? kEndTimedOut : kEndCrashed, std::memory_order_release);
   crash->death = describe_death(a, *crash);
   actor.slot.store(0, std::memory_order_release);
   if (crash->restarts && attached) actor.restarts.store(restarts + 1, std::memory_order_release);
@@ -165,13 +166,17 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
 
 std::string LocalScheduler::describe_death(uint32_t a, const CrashInfo& crash) const {
   const Actor& actor = segment_.actor(a);
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
   ActorDeath d{};
   d.id = segment_.record(actor.creation.load(std::memory_order_acquire)).id;
-  d.time_ns = int64_t{now.tv_sec} * 1000000000 + now.tv_nsec;
+  d.time_ns = crash.time_ns != 0 ? crash.time_ns : os::wall_ns();
+  d.peak_bytes = crash.peak_bytes;
+  d.uptime_ns = crash.uptime_ns;
+  d.oom_kills = crash.oom_kills;
   d.end = actor.end.load(std::memory_order_acquire);
-  if (d.end == kEndNone) d.end = kEndCrashed;
+  if (crash.hung.task != 0)
+    d.end = kEndTimedOut;
+  else if (d.end == kEndNone)
+    d.end = kEndCrashed;
   d.pid = crash.pid;
   d.signal = crash.signal;
   d.exit_code = crash.exit_code;
@@ -184,9 +189,11 @@ std::string LocalScheduler::describe_death(uint32_t a, const CrashInfo& crash) c
   if (block != 0) cause.assign(segment_.at<char>(block) + 8, *segment_.at<uint64_t>(block));
   std::string tail = crash.stderr_tail;
   if (tail.size() > kTailBytesMax) tail.erase(0, tail.size() - kTailBytesMax);
-  std::string texts[5] = {actor.class_name, actor.name, last, tail, cause};
+  size_t n = std::min(crash.events.size(), kEventsMax);
+  std::string events(reinterpret_cast<const char*>(crash.events.data() + crash.events.size() - n), n * sizeof(EventReport));
+  std::string texts[6] = {actor.class_name, actor.name, last, tail, cause, events};
   std::string death(reinterpret_cast<const char*>(&d), sizeof d);
-  for (size_t i = 0; i < 5; ++i) {
+  for (size_t i = 0; i < 6; ++i) {
     reinterpret_cast<ActorDeath*>(death.data())->text_bytes[i] = static_cast<uint32_t>(texts[i].size());
     death += texts[i];
   }

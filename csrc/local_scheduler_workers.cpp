@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -56,6 +57,7 @@ int LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
   Worker& w = workers_[request.slot];
   w = Worker{};
   w.used = true;
+  w.born_ns = now;
   w.control = control[0];
   w.out.fd = out[0];
   w.err.fd = err[0];
@@ -169,19 +171,42 @@ void LocalScheduler::reap() {
   while (read(signals_, drain, sizeof drain) > 0) {
   }
   int status;
-  for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
-    for (uint32_t slot = 1; slot < workers_.size(); ++slot)
-      if (workers_[slot].used && workers_[slot].pid == pid) worker_died(slot, status);
+  rusage used{};
+  for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | WUNTRACED | WCONTINUED, &used)) > 0;) {
+    for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
+      if (!workers_[slot].used || workers_[slot].pid != pid) continue;
+      if (WIFSTOPPED(status) || WIFCONTINUED(status))
+        watchdog_.stopped(slot, WIFSTOPPED(status));
+      else
+        worker_died(slot, status, static_cast<uint64_t>(used.ru_maxrss) * 1024);
+    }
   }
 }
 
-void LocalScheduler::worker_died(uint32_t slot, int status) {
+// What is known of a death before its slot is cleared.
+CrashInfo LocalScheduler::examine(uint32_t slot, int status, uint64_t peak_bytes) {
+  Worker& w = workers_[slot];
+  CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
+                  std::move(w.err.tail), w.actor, false, ""};
+  crash.time_ns = os::wall_ns();
+  crash.uptime_ns = os::now_ns() - w.born_ns;
+  crash.peak_bytes = peak_bytes;
+  crash.events = read_events(segment_.recorder(slot), os::ticks(), os::ticks_per_us());
+  if (crash.signal != SIGKILL) return crash;
+  crash.hung = w.hung;
+  uint64_t kills = os::oom_kills();
+  if (w.hung.task == 0) crash.oom_kills = static_cast<uint32_t>(kills - oom_kills_);
+  oom_kills_ = kills;
+  return crash;
+}
+
+void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes) {
   Worker& w = workers_[slot];
   kill(-w.pid, SIGKILL);  // what it started: its process group
   if (w.out.fd >= 0) logs_.finish(w.out);
   if (w.err.fd >= 0) logs_.finish(w.err);
-  CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
-                  std::move(w.err.tail), w.actor, false, ""};
+  CrashInfo crash = examine(slot, status, peak_bytes);
+  watchdog_.died(slot);
   if (w.control >= 0) receive(w.control, false);
   for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
   bool attached = w.heartbeat != 0 || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcAlive;

@@ -6,6 +6,7 @@
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <sched.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
@@ -88,6 +89,23 @@ int64_t now_ns() {
   timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);
   return int64_t{ts.tv_sec} * 1000000000 + ts.tv_nsec;
+}
+
+int64_t wall_ns() {
+  timespec ts;
+  clock_gettime(CLOCK_REALTIME, &ts);
+  return int64_t{ts.tv_sec} * 1000000000 + ts.tv_nsec;
+}
+
+uint64_t oom_kills() {
+  FILE* f = fopen("/proc/vmstat", "re");
+  if (f == nullptr) return 0;
+  char line[128];
+  unsigned long long kills = 0;
+  while (fgets(line, sizeof line, f) != nullptr && sscanf(line, "oom_kill %llu", &kills) != 1) {
+  }
+  fclose(f);
+  return kills;
 }
 
 uint64_t random_u64() {

@@ -33,6 +33,8 @@ void close_range(unsigned first, unsigned last);
 int pidfd_open(int pid);
 int pidfd_signal(int pidfd, int signal);
 int64_t now_ns();     // CLOCK_MONOTONIC
+int64_t wall_ns();    // CLOCK_REALTIME
+uint64_t oom_kills();  // processes that the kernel killed for want of memory since it booted; 0 when it does not say
 uint64_t random_u64();
 
 inline uint64_t ticks() {  // time stamp counter: for spinning limits only, never for results

@@ -69,6 +69,7 @@ class Process {
 
   const Segment& segment() const { return segment_; }
   Proc& self() const { return *self_; }
+  FlightRecorder& recorder() const { return *recorder_; }
   uint32_t slot() const { return slot_; }
   ObjectAllocator& allocator() { return allocator_; }
 
@@ -293,6 +294,10 @@ class Process {
     r.state.store(next_life(w), std::memory_order_release);
     free_.push_back(index);
   }
+  void note_moment(EventKind kind, uint64_t detail, uint64_t record) {
+    uint64_t now = os::ticks();
+    recorder_->note(kind, detail, record, now, now & ~uint64_t{1});
+  }
   void keep_actor(Record& r, Handle h);
   bool actor_is_over(const Record& r, Handle h) const;
   bool keeps_arguments(const Record& r, uint64_t w) const;
@@ -350,6 +355,7 @@ class Process {
 
   Segment segment_;
   Proc* self_ = nullptr;
+  FlightRecorder* recorder_ = nullptr;
   uint32_t slot_ = 0;
   int bell_fd_ = -1;
   bool fences_ = false;

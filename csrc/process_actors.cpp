@@ -253,6 +253,7 @@ bool Process::set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position) {
   if (!contain(checkpoint, actor.creation.load(std::memory_order_relaxed))) return false;
   actor.checkpoint.store(checkpoint, std::memory_order_release);  // SYNC POINT: actor-log
   actor.log_start.store(position, std::memory_order_release);
+  note_moment(kEventCheckpoint, position, segment_.record(checkpoint).id);
   sweep_logs();
   return true;
 }

@@ -37,6 +37,7 @@ bool Process::take_slot(const Segment& segment, uint32_t slot, uint32_t kind) {
   p.blocked.store(0, std::memory_order_relaxed);
   p.sleepers.store(0, std::memory_order_relaxed);
   p.depth = 0;
+  segment.recorder(slot).clear();
   uint32_t used = header.procs_used.load(std::memory_order_relaxed);
   while (used < slot + 1 &&
          !header.procs_used.compare_exchange_weak(used, slot + 1, std::memory_order_acq_rel)) {
@@ -51,6 +52,7 @@ std::string Process::attach(const Segment& segment, uint32_t kind, int slot, int
   segment_ = segment;
   slot_ = static_cast<uint32_t>(slot);
   self_ = &segment_.proc(slot_);
+  recorder_ = &segment_.recorder(slot_);
   bell_fd_ = bell_fd;
   self_->pid = getpid();
   id_base_ = uint64_t{self_->incarnation} << 40;
@@ -64,6 +66,7 @@ std::string Process::attach(const Segment& segment, uint32_t kind, int slot, int
 
 void Process::abandon() {
   self_ = nullptr;
+  recorder_ = nullptr;
   segment_ = Segment();
 }
 

@@ -192,6 +192,7 @@ Handle Process::claim_next() {
       sources_.push_back(&segment_.queue(q));
       return false;
     });
+    if (sources_class_ != lease) note_moment(kEventLease, lease - 1, 0);
     sources_class_ = lease;
     sources_seen_ = seen;
   }

@@ -215,6 +215,8 @@ bool Process::lease_is_over() {
     if (polling_) proc_set::take(segment_.cls(lease - 1).polling, slot_);
     polling_ = false;
     self_->lease.store(0, std::memory_order_seq_cst);
+    note_moment(kEventReturned, lease - 1, 0);
+    sources_class_ = 0;
   }
   self_->revoke.store(0, std::memory_order_seq_cst);
   ring_bell();

@@ -85,7 +85,12 @@ void Reaper::settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash
     (void)node_.push_ready(h);
     return;
   }
-  if (crash.restarts && ((flags & kActorCheckpoints) || retries < 0 || r.attempts < retries)) return requeue(r, h, w);
+  if (crash.restarts && ((flags & kActorCheckpoints) || retries < 0 || r.attempts < retries))
+    return requeue(r, h, w, crash);
+  if (crash.hung.task == h) {
+    fail(r, h, kErrorCrashed, &crash);
+    return announce(r, h);
+  }
   std::string error = Process::for_call(crash.death, !waited);
   ErrorCode code = crash.restarts ? kErrorActorUnavailable : kErrorActorDied;
   (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
@@ -109,7 +114,7 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
     else if (crash.actor >= 0 && is_actor_class(r.cls))
       return settle_call(r, h, w, crash, waited);
     else if (f.max_retries < 0 || r.attempts < f.max_retries)
-      return requeue(r, h, w);
+      return requeue(r, h, w, crash);
     else
       fail(r, h, kErrorCrashed, &crash);
   }
@@ -131,7 +136,8 @@ bool Reaper::take_over(Record& r, Handle h, uint32_t slot, uint64_t* w) {
   return false;
 }
 
-void Reaper::requeue(Record& r, Handle h, uint64_t w) {
+void Reaper::requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash) {
+  attempts_.add(r.id, crash.attempt(h));
   // attempts follows from the word while that can count so far: doing it twice changes nothing
   uint64_t field = (w & kAttemptMask) >> kAttemptShift;
   constexpr uint64_t most = kAttemptMask >> kAttemptShift;
@@ -150,14 +156,41 @@ void Reaper::requeue(Record& r, Handle h, uint64_t w) {
     next = (with_state(w, kReady, 0) & ~kAttemptMask) | field << kAttemptShift;
     // SYNC POINT: record-state (release: attempts before the word)
   } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
-  (void)node_.push_ready(h);
+  if (r.attempts <= kPromptAttempts || is_actor_class(r.cls)) {
+    (void)node_.push_ready(h);
+    return;
+  }
+  // It stood first in line again and took one worker after the other from its neighbours. Nobody else has to know
+  // of the delay: it can be cancelled, and when its owner dies it is queued with what else stood ready.
+  uint32_t doublings = std::min<uint32_t>(r.attempts - kPromptAttempts - 1, 16);
+  delayed_.push_back({os::now_ns() + std::min(kDelayMin << doublings, kDelayMax), h});
+}
+
+void Reaper::push_due(int64_t now) {
+  for (const Delayed& d : delayed_) {
+    uint64_t w = segment_.record(d.task).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    if (d.due <= now && state_of(w) == kReady && word_gen(w) == gen_of(d.task)) (void)node_.push_ready(d.task);
+  }
+  std::erase_if(delayed_, [&](const Delayed& d) { return d.due <= now; });
+}
+
+int64_t Reaper::next_due() const {
+  int64_t next = INT64_MAX;
+  for (const Delayed& d : delayed_) next = std::min(next, d.due);
+  return next;
 }
 
 void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
   std::string more;
   if (crash != nullptr) {
-    CrashReport report{crash->pid, crash->signal, crash->exit_code, r.attempts + 1u};
-    more.assign(reinterpret_cast<const char*>(&report), sizeof report);
+    std::vector<AttemptReport> earlier = attempts_.take(r.id);
+    CrashReport report{crash->attempt(h), r.attempts + 1u, r.function, r.id, crash->peak_bytes, crash->uptime_ns,
+                       crash->time_ns, crash->oom_kills, static_cast<uint32_t>(earlier.size()),
+                       static_cast<uint32_t>(crash->events.size()), 0};
+    auto append = [&](const void* p, size_t n) { more.append(static_cast<const char*>(p), n); };
+    append(&report, sizeof report);
+    append(earlier.data(), earlier.size() * sizeof(AttemptReport));
+    append(crash->events.data(), crash->events.size() * sizeof(EventReport));
     more += crash->stderr_tail;
   }
   uint64_t flags = node_.write_failure(r, h, code, more.data(), more.size());

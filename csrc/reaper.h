@@ -4,6 +4,7 @@
 //   settle    a task it ran (Proc::claim) or acted on (Proc::acting) becomes ready again or failed
 //   adopt     the node becomes the owner of its records; they are freed when nobody borrows them
 //   guard     a reference the node itself holds on each adopted record until all are counted
+//   delayed   a task that has killed workers again and again: ready, but in no queue until its time
 //   orphan    an adopted record chunk: goes back to the pool when all of its records are free
 //
 // Each step looks at shared memory only and changes it by single swaps, so a step that was cut short is done
@@ -16,7 +17,9 @@
 #include <unordered_set>
 #include <vector>
 
+#include "crash_report.h"
 #include "process.h"
+#include "watchdog.h"
 
 namespace fastray {
 
@@ -28,7 +31,16 @@ struct CrashInfo {
   // Of an actor's worker:
   int actor = -1;
   bool restarts = false;
-  std::string death;  // ActorDeath and its texts
+  std::string death{};  // ActorDeath and its texts
+  LimitedTask hung{};  // killed by the node because this task ran too long
+  uint64_t peak_bytes = 0;
+  int64_t uptime_ns = 0, time_ns = 0;
+  uint32_t oom_kills = 0;
+  std::vector<EventReport> events{};
+
+  AttemptReport attempt(Handle task) const {
+    return {pid, signal, exit_code, hung.task == task ? hung.limit_ms : 0};
+  }
 };
 
 class Reaper {
@@ -36,6 +48,9 @@ class Reaper {
   explicit Reaper(Process* node) : node_(*node), segment_(node->segment()) {}
   // Everything the process in `slot` held. Afterwards the slot is empty.
   void recover(uint32_t slot, const CrashInfo& crash);
+  // Queues the delayed tasks whose time has come. The time of the next one, INT64_MAX for none.
+  void push_due(int64_t now);
+  int64_t next_due() const;
   // Slow tick: frees what was adopted and is not borrowed any more.
   void sweep();
   bool has_adopted() const {
@@ -43,6 +58,12 @@ class Reaper {
   }
 
  private:
+  static constexpr int64_t kDelayMin = 5'000'000, kDelayMax = 1'000'000'000;  // ns
+  static constexpr uint32_t kPromptAttempts = 2;  // so many run again at once
+  struct Delayed {
+    int64_t due;
+    Handle task;
+  };
   struct Orphan {
     uint32_t chunk;
     uint32_t busy;  // a record in it that was not free at the last look
@@ -57,7 +78,7 @@ class Reaper {
   std::vector<Handle> held_by(uint32_t slot, int actor);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
-  void requeue(Record& r, Handle h, uint64_t w);
+  void requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash);
   void announce(Record& r, Handle h);
   void repair_results(Record& r, Handle h, uint64_t w);
   void finish_return(Record& r, Handle h);
@@ -89,6 +110,8 @@ class Reaper {
   Process& node_;
   Segment segment_;
   std::vector<Orphan> orphans_;
+  std::vector<Delayed> delayed_;
+  AttemptLog attempts_;
 };
 
 }  // namespace fastray

@@ -33,6 +33,7 @@ struct Layout {
     h.session = limits.session;
     h.object_store_bytes = limits.object_store_bytes;
     h.procs = take(sizeof(Proc) * kProcsMax);
+    h.recorders = take(sizeof(FlightRecorder) * kProcsMax);
     h.ledgers = take(sizeof(Ledger) * kProcsMax);
     h.classes = take(sizeof(Class) * (kClassesMax + kActorsMax));
     h.queues = take(sizeof(Queue) * kQueuesMax);

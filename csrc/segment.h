@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "flight_recorder.h"
 #include "types.h"
 
 namespace fastray {
@@ -29,6 +30,7 @@ class Segment {
   Record& record(uint32_t index) const { return records_[index]; }
   Record& record(Handle h) const { return records_[index_of(h)]; }
   Proc& proc(uint32_t slot) const { return procs_[slot]; }
+  FlightRecorder& recorder(uint32_t slot) const { return at<FlightRecorder>(header().recorders)[slot]; }
   Ledger& ledger(uint32_t slot) const { return at<Ledger>(header().ledgers)[slot]; }
   Class& cls(uint32_t c) const { return at<Class>(header().classes)[c]; }
   Queue& queue(uint32_t q) const { return at<Queue>(header().queues)[q]; }

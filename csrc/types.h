@@ -200,7 +200,7 @@ static_assert(sizeof(Returns) <= kInlineResult && sizeof(Stream) <= kInlineResul
 // First byte of a result in state kFailed.
 enum ErrorCode : uint8_t {
   kErrorUser = 1,       // followed by a dumped exception
-  kErrorCrashed = 2,    // followed by a CrashReport and the tail of stderr
+  kErrorCrashed = 2,    // followed by a CrashReport and what belongs to it (crash_report.h)
   kErrorCancelled = 3,  // nothing follows
   kErrorStoreFull = 4,  // followed by the bytes wanted (u64)
   kErrorOwnerDied = 5,
@@ -214,13 +214,6 @@ enum LostReason : uint8_t {
   kLostLineage = 2,   // its task's arguments are gone
   kLostAttempts = 3,  // its task has used up its attempts, or may not run again
 };
-struct CrashReport {
-  int32_t pid;
-  int32_t signal;
-  int32_t exit_code;
-  uint32_t attempts;
-};
-
 // Blocks of the data area that hang on no record carry a handle with index 0 and say here what they are.
 enum BlockUse : uint32_t {
   kBlockRing = 1u << 30,   // of the queue named
@@ -353,6 +346,7 @@ struct alignas(kCacheLine) Function {
   uint32_t max_calls;    // 0: no limit
   uint16_t cls;
   uint16_t writer;       // process slot while state is 1
+  uint32_t timeout_ms;   // longest run of a task, 0: no limit
   char name[64];         // for messages, cut, NUL-terminated
 };
 static_assert(sizeof(Function) == 128);
@@ -387,6 +381,7 @@ enum ActorEnd : uint32_t {
   kEndExited = 4,        // exit_actor(), __ray_terminate__
   kEndHandlesGone = 5,
   kEndStartFailed = 6,   // its process never came up
+  kEndTimedOut = 7,      // a call ran longer than its limit
 };
 
 // One cache line that callers and the worker read, one that the worker writes, then what is rarely read.
@@ -420,18 +415,21 @@ inline constexpr uint64_t kFlightWaiting = uint64_t{1} << 31;  // records have 2
 static_assert(kRecordsMax <= kFlightWaiting);
 
 // How an actor ended, for those whose calls failed. Texts follow, of the lengths given: class, name, method of
-// the last call, end of stderr, dumped exception of the constructor.
+// the last call, end of stderr, dumped exception of the constructor, EventReports (crash_report.h).
 struct ActorDeath {
   uint64_t id;           // of the creation record
   int64_t time_ns;       // wall clock
+  uint64_t peak_bytes;   // of its process, as CrashReport has them
+  int64_t uptime_ns;
   uint32_t end;          // ActorEnd
   int32_t pid, signal, exit_code;
   uint32_t restarts;
   int32_t max_restarts;
   uint32_t may_have_run; // this call
-  uint32_t text_bytes[5];
+  uint32_t oom_kills;
+  uint32_t text_bytes[6];
 };
-static_assert(sizeof(ActorDeath) == 64);
+static_assert(sizeof(ActorDeath) == 88);
 
 // ---- the segment ------------------------------------------------------------------------------
 struct Resource {
@@ -446,7 +444,7 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, ledgers, classes, queues, functions, actors, actor_logs, chunk_owners, returned, records, regions, data;
+  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   std::atomic<uint32_t> incarnations;
   std::atomic<uint32_t> functions_used;
@@ -461,6 +459,7 @@ struct Header {
   std::atomic<uint32_t> deaths;          // bumped after each recovered death
   std::atomic<uint32_t> node_ready;      // 1 once the node runs
   uint32_t membarrier;                   // sleepers fence for everyone (see os.h)
+  std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
   Resource resources[kResourcesMax];
 };
 

@@ -49,9 +49,9 @@ def actor_id(runtime: Runtime, record_id: int) -> ActorID:
 def method(*args: Any, **options: Any) -> Any:
     """Decorator: options of a method of an actor's class, `@fastray.method(num_returns=2)`; matches Ray's.
 
-    Takes num_returns, max_task_retries, retry_exceptions, concurrency_group, name, and `read_only=True` for a method
-    that changes nothing (it is not run again after a restart from a checkpoint). Raises InvalidOptionError,
-    OptionTypeError for a wrong one.
+    Takes num_returns, max_task_retries, retry_exceptions, timeout_s (a call that runs longer takes the actor's process
+    with it), concurrency_group, name, and `read_only=True` for a method that changes nothing (it is not run again after
+    a restart from a checkpoint). Raises InvalidOptionError, OptionTypeError for a wrong one.
     """
     if args or not options:
         raise TypeError("@fastray.method takes only keyword options: @method(num_returns=2)")

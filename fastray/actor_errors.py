@@ -12,14 +12,16 @@ import signal
 import time
 from typing import NamedTuple
 
+from fastray.crash_errors import describe_events, describe_process
 from fastray.exceptions import ActorDiedError, ActorUnavailableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from fastray.crash_report import ProcessEvent
     from fastray.exceptions import ActorError, TaskError
 
 SIGKILL = 9
-CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED = range(1, 7)  # ActorEnd
+CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT = range(1, 8)  # ActorEnd
 _WHY = {
     CRASHED: "its process died",
     INIT_FAILED: "its constructor raised",
@@ -27,6 +29,7 @@ _WHY = {
     EXITED: "it left by exit_actor() or sys.exit()",
     HANDLES_GONE: "no handle of it was left",
     START_FAILED: "its process could not be started",
+    TIMED_OUT: "a call ran longer than its timeout_s and its process was killed",
 }
 
 
@@ -48,6 +51,10 @@ class ActorReport(NamedTuple):
     may_have_run: bool
     method: str  # the call that failed
     cause: TaskError | None  # the constructor's error
+    peak_memory_bytes: int = 0
+    uptime_s: float = 0.0
+    oom_kills: int = 0
+    events: tuple[ProcessEvent, ...] = ()  # the last ones of its process
 
     def describe_process(self) -> str:
         """ "pid 123, signal 9 (SIGKILL)"; an empty string when there was no process."""
@@ -78,6 +85,9 @@ class ActorReport(NamedTuple):
             lines.append(f"Restarts: {self.restarts} of {limit}.")
         if self.signal == SIGKILL and self.why == CRASHED:
             lines.append("SIGKILL also comes from the kernel when memory runs out: see dmesg.")
+        if self.why in (CRASHED, TIMED_OUT):
+            lines += describe_process(self.uptime_s, self.peak_memory_bytes, self.oom_kills)
+            lines += describe_events(self.events)
         if self.stderr_tail.strip():
             lines.append("Last lines of its stderr:\n" + self.stderr_tail.rstrip())
         return "\n".join(lines)
@@ -86,6 +96,8 @@ class ActorReport(NamedTuple):
 def read_report(data: bytes, actor_id_of: int, method: str) -> ActorReport:
     """The ActorReport in the bytes of a failed record; `actor_id_of` is the session's id."""
     from fastray._native.actors import unpack_death
+    from fastray._native.values import name_of
+    from fastray.crash_report import clean_tail, read_events
 
     fields = unpack_death(data)
     cause = None
@@ -93,10 +105,12 @@ def read_report(data: bytes, actor_id_of: int, method: str) -> ActorReport:
         from fastray.serialization import load_exception
 
         cause = load_exception(fields["cause"])
+    events = tuple(read_events(fields["events"], actor_id_of, name_of))
     return ActorReport(
         fields["end"], f"{actor_id_of:016x}{fields['id']:016x}", fields["class_name"], fields["actor_name"],
         fields["pid"], fields["signal"], fields["exit_code"], fields["time_ns"], fields["restarts"],
-        fields["max_restarts"], fields["last_call"], fields["stderr_tail"], fields["may_have_run"], method, cause,
+        fields["max_restarts"], fields["last_call"], clean_tail(fields["stderr_tail"]), fields["may_have_run"], method,
+        cause, fields["peak_memory_bytes"], fields["uptime_s"], fields["oom_kills"], events,
     )  # fmt: skip
 
 

@@ -188,10 +188,13 @@ class ActorTables:
             found = self._infos[index] = pickle.loads(self._runtime.attachment.function_blob(index))
         return found
 
-    def _register(self, blob: bytes, name: str, flags: int, max_retries: int, returns: int) -> int:
-        digest = blake2b(blob + repr((flags, max_retries, returns)).encode(), digest_size=16).digest()
+    def _register(
+        self, blob: bytes, name: str, flags: int, max_retries: int, returns: int, timeout_ms: int = 0
+    ) -> int:
+        numbers = (flags, max_retries, returns, timeout_ms)
+        digest = blake2b(blob + repr(numbers).encode(), digest_size=16).digest()
         index: int = self._runtime.attachment.register_function(
-            blob, digest, name, flags, max_retries, returns, 0, 0
+            blob, digest, name, flags, max_retries, returns, 0, 0, timeout_ms
         )
         return index
 
@@ -205,6 +208,7 @@ class ActorTables:
 
     def _export(self, info: ActorInfo, name: str, options: MethodOptions) -> tuple[int, int, bool, int]:
         from fastray.actor_worker import method_pickle
+        from fastray.option_checks import to_milliseconds
         from fastray.options import STREAMING
 
         method = info.methods.get(name)
@@ -222,5 +226,5 @@ class ActorTables:
         flags |= FLAG_READ_ONLY if options.read_only else 0
         shown = options.name or f"{info.name}.{name}"
         blob = pickle.dumps((method_pickle(name), [], retry_on, shown, options.concurrency_group), protocol=5)
-        index = self._register(blob, shown, flags, retries, returns)
+        index = self._register(blob, shown, flags, retries, returns, to_milliseconds(options.timeout_s))
         return index, returns, streaming, max(0, options.generator_backpressure_num_objects)

@@ -23,6 +23,7 @@ from fastray.option_checks import (
     check_resources,
     check_retry_exceptions,
     check_runtime_env,
+    check_seconds,
     check_strategy,
     check_string,
     type_error,
@@ -145,6 +146,7 @@ class ActorOptions:
 _METHOD_DEFAULTS: dict[str, object] = {
     "num_returns": None,  # 1, or "streaming" for a generator
     "max_task_retries": None,  # the actor's
+    "timeout_s": None,
     "retry_exceptions": False,
     "concurrency_group": None,
     "name": None,
@@ -162,6 +164,7 @@ class MethodOptions:
 
     num_returns: int | str | None
     max_task_retries: int | None
+    timeout_s: float | None
     retry_exceptions: bool | tuple[type[Exception], ...]
     concurrency_group: str | None
     name: str | None
@@ -236,13 +239,6 @@ def _groups(option: str, value: object) -> dict[str, int]:
     return dict(value)
 
 
-def _seconds(option: str, value: object) -> float:
-    seconds = check_amount(option, value)
-    if seconds == 0:
-        raise InvalidOptionError(f"{option}={value!r} must be more than 0 seconds", option=option)
-    return seconds
-
-
 _ACTOR_CHECKS: dict[str, Callable[[str, object], object]] = {
     "num_cpus": check_amount,
     "num_gpus": check_gpus,
@@ -269,11 +265,12 @@ _ACTOR_CHECKS: dict[str, Callable[[str, object], object]] = {
     "placement_group_bundle_index": check_integer(-1),
     "placement_group_capture_child_tasks": check_flag,
     "checkpoint_calls": check_integer(1, LOG_CALLS_MAX),
-    "checkpoint_s": _seconds,
+    "checkpoint_s": check_seconds,
 }
 _METHOD_CHECKS: dict[str, Callable[[str, object], object]] = {
     "num_returns": check_num_returns,
     "max_task_retries": check_integer(-1),
+    "timeout_s": check_seconds,
     "retry_exceptions": check_retry_exceptions,
     "concurrency_group": check_string,
     "name": check_string,
@@ -285,6 +282,7 @@ _OF_TASKS = {
     "max_retries": "max_restarts (of the actor) or max_task_retries (of its calls)",
     "num_returns": "@method(num_returns=...) or actor.method.options(num_returns=...)",
     "retry_exceptions": "@method(retry_exceptions=...)",
+    "timeout_s": "@method(timeout_s=...) or actor.method.options(timeout_s=...)",
     "concurrency_group": "@method(concurrency_group=...)",
 }
 

@@ -2,7 +2,8 @@
 
     FastrayError                base of all
       TaskError                 the user's code raised (task_error.py)
-      TaskCancelledError, WorkerCrashedError, TaskUnschedulableError ...    what can happen to a task
+      TaskCancelledError, TaskUnschedulableError ...    what can happen to a task
+      WorkerCrashedError, TaskTimeoutError (crash_errors.py)
       ObjectLostError ...       what can happen to an object
       ActorError ...            what can happen to an actor
       InvalidOptionError, SerializationError, StaleReferenceError ...       what a caller did wrong
@@ -16,6 +17,7 @@ knows as attributes and pickles with them.
 
 from __future__ import annotations
 
+from fastray.crash_errors import TaskTimeoutError, WorkerCrashedError
 from fastray.task_error import FastrayError, TaskError
 from fastray.usage_errors import (
     ForkedProcessError,
@@ -55,55 +57,6 @@ class TaskCancelledError(FastrayError):
 
 class GetTimeoutError(FastrayError, TimeoutError):
     """`get(timeout=...)` ended before the value was there. The task goes on: ask again, or `cancel` it."""
-
-
-class WorkerCrashedError(FastrayError):
-    """The worker process died while it ran the task, and no retry is left (`max_retries`).
-
-    Look at `signal` and `stderr_tail` first: SIGKILL without a trace is mostly the kernel's out-of-memory
-    killer, SIGSEGV a native library, an exit code `os._exit` or `sys.exit` in the task.
-    """
-
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        signal: int | None = None,
-        exit_code: int | None = None,
-        pid: int | None = None,
-        last_task: str | None = None,
-        stderr_tail: str = "",
-        attempts: int = 1,
-    ) -> None:
-        self.signal = signal
-        self.exit_code = exit_code
-        self.pid = pid
-        self.last_task = last_task
-        self.stderr_tail = stderr_tail
-        self.attempts = attempts
-        super().__init__(message or self._describe())
-
-    def _describe(self) -> str:
-        worker = "The worker process" + (f" (pid {self.pid})" if self.pid is not None else "")
-        if self.signal is not None:
-            death = f"was killed by {_signal_name(self.signal)}"
-        elif self.exit_code is not None:
-            death = f"exited with code {self.exit_code}"
-        else:
-            death = "died unexpectedly"
-        during = f" while it ran task {self.last_task}" if self.last_task else ""
-        tries = f"; tried {self.attempts} times" if self.attempts > 1 else ""
-        tail = self.stderr_tail.strip("\n")
-        return f"{worker} {death}{during}{tries}." + (f"\nLast lines of its stderr:\n{tail}" if tail else "")
-
-
-def _signal_name(number: int) -> str:
-    import signal
-
-    try:
-        return f"{signal.Signals(number).name} ({number})"
-    except ValueError:
-        return f"signal {number}"
 
 
 class TaskUnschedulableError(FastrayError):
@@ -458,6 +411,7 @@ __all__ = [
     "TaskCancelledError",
     "TaskError",
     "TaskPlacementGroupRemoved",
+    "TaskTimeoutError",
     "TaskUnschedulableError",
     "TooManyTasksError",
     "UnknownInitOptionError",

@@ -67,10 +67,13 @@ def fused_map(function: RemoteFunction, iterable: Iterable[Any], timeout: float 
     )
     workers = int(api.cluster_resources().get("CPU", 1))
     deadline = None if timeout is None else time.monotonic() + timeout
-    return _results(fused, items, max(2, workers * TASKS_PER_WORKER), deadline)
+    most = 1 if function._options.timeout_s else ITEMS_MAX  # the limit is that of a call
+    return _results(fused, items, max(2, workers * TASKS_PER_WORKER), most, deadline)
 
 
-def _results(fused: RemoteFunction, items: Iterator[Any], window: int, deadline: float | None) -> Iterator[Any]:
+def _results(
+    fused: RemoteFunction, items: Iterator[Any], window: int, most: int, deadline: float | None
+) -> Iterator[Any]:
     in_flight: deque[ObjectRef[Any]] = deque()
     size = 1
     more = True
@@ -84,7 +87,7 @@ def _results(fused: RemoteFunction, items: Iterator[Any], window: int, deadline:
             return
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         values, errors, took_ns = get(in_flight.popleft(), timeout=left)
-        size = _next_size(size, len(values), took_ns)
+        size = min(most, _next_size(size, len(values), took_ns))
         if errors:
             yield from _raising(values, dict(errors))
         else:

@@ -18,6 +18,7 @@ RETURNS_MAX = 65_535
 SMALLEST = 1 / UNITS
 AMOUNT_MAX = 2**63 // UNITS
 LABEL_MAX = 63
+SECONDS_MAX = 4_000_000  # milliseconds of a limit have 32 bits
 
 
 def type_error(option: str, value: object, wanted: str) -> OptionTypeError:
@@ -36,6 +37,20 @@ def check_amount(option: str, value: object) -> float:
             f"{option}={value!r} is less than the smallest fraction, {SMALLEST}", option=option
         )
     return int(value) if int(value) == value else value
+
+
+def check_seconds(option: str, value: object) -> float:
+    seconds = check_amount(option, value)
+    if not 0.001 <= seconds <= SECONDS_MAX:
+        raise InvalidOptionError(
+            f"{option}={value!r} must be a time from 0.001 to {SECONDS_MAX:,} seconds", option=option
+        )
+    return seconds
+
+
+def to_milliseconds(seconds: float | None) -> int:
+    """0 for None: no limit. A limit is never shorter than asked for."""
+    return 0 if seconds is None else -int(-seconds * 1000 // 1)
 
 
 def check_gpus(option: str, value: object) -> float:

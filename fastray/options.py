@@ -32,6 +32,7 @@ from fastray.option_checks import (
     check_resources,
     check_retry_exceptions,
     check_runtime_env,
+    check_seconds,
     check_strategy,
     check_string,
     type_error,
@@ -54,6 +55,7 @@ DEFAULTS: dict[str, object] = {
     "max_retries": 3,
     "retry_exceptions": False,
     "max_calls": 0,
+    "timeout_s": None,
     "name": None,
     "runtime_env": None,
     "scheduling_strategy": None,
@@ -84,6 +86,7 @@ class TaskOptions:
     max_retries: int
     retry_exceptions: bool | tuple[type[Exception], ...]
     max_calls: int
+    timeout_s: float | None
     name: str | None
     runtime_env: RuntimeEnv | None
     scheduling_strategy: object
@@ -157,6 +160,7 @@ class TaskOptions:
                 self.max_retries,
                 self.retry_exceptions,
                 self.max_calls,
+                self.timeout_s,
                 self.name,
                 self.generator_backpressure_num_objects,
                 self.num_objects_per_yield,
@@ -188,6 +192,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "max_retries": check_integer(-1),
     "retry_exceptions": check_retry_exceptions,
     "max_calls": check_integer(0),
+    "timeout_s": check_seconds,
     "name": check_string,
     "runtime_env": check_runtime_env,
     "scheduling_strategy": check_strategy,

@@ -14,6 +14,7 @@ import _pickle as pickle  # without pickle.py, which costs 8 ms to import
 from _blake2 import blake2b  # what hashlib.blake2b is, without loading OpenSSL at start
 
 from fastray._native.submit import TaskFunction
+from fastray.option_checks import to_milliseconds
 from fastray.options import STREAMING, TaskOptions, parse_task_options
 
 TYPE_CHECKING = False
@@ -135,14 +136,16 @@ class RemoteFunction(TaskFunction):
             from fastray.serialization import dumps_function
 
             retry_on = dumps_function(retry_on)  # classes may be of __main__
-        numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls)
+        timeout_ms = to_milliseconds(options.timeout_s)
+        numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls, timeout_ms)
         data, references = self._pickled()
         handles = [runtime.attachment.handle_of(ref) for ref in references]
         blob = pickle.dumps((data, handles, retry_on, name), protocol=5)
         digest = blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
         index = runtime.attachment.register_function(
-            blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls
-        )
+            blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls,
+            timeout_ms,
+        )  # fmt: skip
         ahead = max(0, options.generator_backpressure_num_objects)
         self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
 

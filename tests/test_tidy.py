@@ -215,8 +215,14 @@ def test_only_the_comparison_of_the_benchmark_imports_ray():
 
 
 def test_errors_import_nothing_of_the_runtime():
-    allowed = {"fastray.task_error", "fastray.usage_errors", "fastray.exception_transport"}
-    for path in ("exceptions", "usage_errors", "task_error", "exception_transport"):
+    allowed = {
+        "fastray.task_error",
+        "fastray.usage_errors",
+        "fastray.exception_transport",
+        "fastray.crash_errors",
+        "fastray.crash_report",  # for the type of an event
+    }
+    for path in ("exceptions", "usage_errors", "task_error", "exception_transport", "crash_errors", "crash_report"):
         assert {n for n in _imports(f"fastray/{path}.py") if n.startswith("fastray")} <= allowed
 
 

@@ -24,8 +24,11 @@ from fastray._native.cpp cimport (
     kBlockActor,
     kDone,
     kEndHandlesGone,
+    kEventTask,
     kFlagCancel,
+    kNoEvent,
     make_handle,
+    ticks,
 )
 from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
 from fastray._native.streams cimport append_item
@@ -185,6 +188,7 @@ def next_call(bint spin, bint waits):
     c.h = h
     c.place = p.enter_flight(index, h, waits)
     c.waits = waits
+    c.event = kNoEvent
     if c.place >= 0:
         p.end_task()
     try:
@@ -205,6 +209,7 @@ cdef class Call:
     cdef Handle h
     cdef int place
     cdef bint waits
+    cdef uint64_t event  # in the flight recorder
     cdef Loaded f
     cdef readonly object cell  # (handle, name): the value of the call variable while it runs
 
@@ -230,12 +235,15 @@ cdef class Call:
         self.waits = False
         if self.cancelled():
             raise KeyboardInterrupt
+        self.event = session.process.recorder().note(kEventTask, session.records[index_of(self.h)].function,
+                                                     session.records[index_of(self.h)].id, ticks(), 0)
         return call(self.h, &session.records[index_of(self.h)], self.f)
 
     def finish(self, result):
         """Seals it with its result."""
         try:
             finish(self.h, &session.records[index_of(self.h)], self.f, result)
+            session.process.recorder().close(self.event, ticks() & ~<uint64_t>1)
         except BaseException as error:
             self.fail(error)
             return
@@ -243,6 +251,7 @@ cdef class Call:
 
     def fail(self, error):
         """Seals it with an error. True: it is to be begun again instead."""
+        session.process.recorder().close(self.event, ticks() | 1)
         if failed(self.h, &session.records[index_of(self.h)], self.f, error):
             return True
         self.leave()
@@ -272,6 +281,7 @@ cdef class Call:
         append_item(self.h, &session.records[index_of(self.h)], None, dump(error, self.f.name), number)
 
     def finish_stream(self):
+        session.process.recorder().close(self.event, ticks() & ~<uint64_t>1)
         session.process.seal(self.h, kDone, 0)
         self.leave()
 

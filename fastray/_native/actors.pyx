@@ -190,15 +190,17 @@ def is_done(Handle h):
 def unpack_death(bytes data):
     """An ActorDeath and its texts as a dictionary."""
     cdef ActorDeath d
+    data = data.ljust(sizeof(ActorDeath), b"\0")  # a store without room keeps the beginning only
     memcpy(&d, <const char*>data, sizeof(ActorDeath))
     texts = []
     cdef size_t at = sizeof(ActorDeath)
     cdef int i
-    for i in range(5):
+    for i in range(6):
         texts.append(data[at:at + d.text_bytes[i]])
         at += d.text_bytes[i]
     class_name, name, last, tail = (text.decode("utf-8", "replace") for text in texts[:4])
     return {"id": d.id, "time_ns": d.time_ns, "end": d.end, "pid": d.pid, "signal": d.signal,
             "exit_code": d.exit_code, "restarts": d.restarts, "max_restarts": d.max_restarts,
             "may_have_run": bool(d.may_have_run), "class_name": class_name, "actor_name": name, "last_call": last,
-            "stderr_tail": tail, "cause": texts[4]}
+            "stderr_tail": tail, "cause": texts[4], "events": texts[5], "peak_memory_bytes": d.peak_bytes,
+            "uptime_s": d.uptime_ns / 1e9, "oom_kills": d.oom_kills}

@@ -42,7 +42,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     enum ActorFlag:
         kActorDetached, kActorOutOfOrder, kActorCheckpoints, kActorNoRestart
     enum ActorEnd:
-        kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed
+        kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed, kEndTimedOut
     State state_of(uint64_t w)
     uint32_t kEntryUsed
     uint32_t entry_writing(uint32_t slot)
@@ -89,9 +89,6 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 producer_sleeps
         uint64_t error
         Atomic64 last
-    cdef struct CrashReport:
-        int32_t pid, signal, exit_code
-        uint32_t attempts
     cdef cppclass Proc:
         Atomic32 state
         uint32_t incarnation, kind
@@ -122,6 +119,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         int32_t max_retries, returns
         uint32_t max_calls
         uint16_t cls, writer
+        uint32_t timeout_ms
         char name[64]
     cdef cppclass Actor:
         Atomic32 state, flags
@@ -139,12 +137,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
     cdef cppclass ActorDeath:
         uint64_t id
         int64_t time_ns
+        uint64_t peak_bytes
+        int64_t uptime_ns
         uint32_t end
         int32_t pid, signal, exit_code
         uint32_t restarts
         int32_t max_restarts
-        uint32_t may_have_run
-        uint32_t text_bytes[5]
+        uint32_t may_have_run, oom_kills
+        uint32_t text_bytes[6]
     cdef struct Resource:
         char name[56]
         uint64_t total
@@ -153,10 +153,17 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint64_t object_store_bytes
         Atomic32 functions_used, classes_used, actors_used, resources_used, procs_used, dormant, deaths, node_ready
         uint32_t cpus, membarrier
+        Atomic32 limits_used
         Resource resources[16]
 
-cdef extern from "<atomic>" nogil:
-    pass
+cdef extern from "flight_recorder.h" namespace "fastray" nogil:
+    uint64_t kNoEvent
+    enum EventKind:
+        kEventTask, kEventBlocked
+    cdef cppclass FlightRecorder:
+        uint64_t note(EventKind kind, uint64_t detail, uint64_t record, uint64_t begin, uint64_t end)
+        uint64_t note_blocked(uint64_t detail, uint64_t record, uint64_t begin)
+        void close(uint64_t number, uint64_t end)
 
 cdef extern from "os.h" namespace "fastray::os" nogil:
     uint64_t ticks()
@@ -224,6 +231,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void abandon()
         const Segment& segment()
         Proc& self()
+        FlightRecorder& recorder()
         uint32_t slot()
         ObjectAllocator& allocator()
         Record* allocate_record()

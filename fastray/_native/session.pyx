@@ -255,7 +255,7 @@ cdef class Attachment:
     # ---- functions -------------------------------------------------------------------------------------
 
     def register_function(self, bytes blob, bytes digest, str name, uint32_t flags, int32_t max_retries,
-                          int32_t returns, uint32_t max_calls, uint16_t cls):
+                          int32_t returns, uint32_t max_calls, uint16_t cls, uint32_t timeout_ms=0):
         """Index of the function variant in the function table; the same content has one entry."""
         cdef Header* header = &self.segment.header()
         cdef uint64_t low = int.from_bytes(digest[:8], "little"), high = int.from_bytes(digest[8:16], "little")
@@ -281,6 +281,9 @@ cdef class Attachment:
         entry.returns = returns
         entry.max_calls = max_calls
         entry.cls = cls
+        entry.timeout_ms = timeout_ms
+        if timeout_ms:
+            header.limits_used.store(1)
         entry.state.store(kEntryUsed)
         return f
 

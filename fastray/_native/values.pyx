@@ -22,7 +22,6 @@ from fastray._native.codec cimport (
     release_encoder,
 )
 from fastray._native.cpp cimport (
-    CrashReport,
     Handle,
     Offset,
     PayloadHeader,
@@ -259,7 +258,6 @@ cdef object error_of(Record* r):
 
 cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
     from fastray import exceptions
-    cdef CrashReport report
     if size == 0:
         return exceptions.TaskCancelledError()
     cdef int code = data[0]
@@ -270,8 +268,8 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
     if code == kErrorCancelled:
         return exceptions.TaskCancelledError()
     if code == kErrorCrashed:
-        memcpy(&report, <const char*>rest, sizeof(CrashReport))
-        return crash_error(report, rest[sizeof(CrashReport):], r)
+        from fastray.crash_report import read_crash
+        return read_crash(rest, session.process.segment().header().session, name_of)
     if code == kErrorStoreFull:
         return store_full(int.from_bytes(rest[:8], "little"))
     if code == kErrorActorDied or code == kErrorActorUnavailable:
@@ -286,18 +284,6 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
 
 cdef str function_name(Record* r):
     return (<bytes>session.process.segment().function(r.function).name).decode("utf-8", "replace")
-
-
-cdef object crash_error(CrashReport report, bytes stderr_tail, Record* r):
-    from fastray.exceptions import WorkerCrashedError
-    return WorkerCrashedError(
-        pid=report.pid,
-        signal=report.signal or None,
-        exit_code=None if report.signal else report.exit_code,
-        attempts=report.attempts,
-        last_task=function_name(r) or None,
-        stderr_tail=stderr_tail.decode("utf-8", "replace"),
-    )
 
 
 cdef object lost_error(bytes data):
@@ -317,3 +303,8 @@ LOST_REASONS = {
     2: "the arguments of its task are gone too",
     3: "its task may not run again (max_retries)",
 }
+
+
+def name_of(uint32_t function):
+    """Name of function-table entry `function`."""
+    return (<bytes>session.process.segment().function(function).name).decode("utf-8", "replace")

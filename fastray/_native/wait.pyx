@@ -24,6 +24,8 @@ from fastray._native.cpp cimport (
     kFailed,
     kFlagMulti,
     kFlagResultHeap,
+    kNoEvent,
+    kTask,
     now_ns,
     pause,
     state_of,
@@ -62,13 +64,27 @@ cdef int session_ended() except -1:
 
 cdef int wait_handles(const Handle* handles, Py_ssize_t n, uint32_t seen, int64_t deadline) except -1:
     cdef Process* process = session.process
-    cdef uint32_t epoch = session.epoch
-    cdef int64_t slice_ns
-    cdef Wake wake
     if process.mark_awaited(handles, n):
         return 1
     process.sweep()
     process.nudge()
+    cdef uint64_t event = kNoEvent
+    cdef Record* r
+    if n > 0 and (session.parent != 0 or session.concurrent):
+        r = &session.records[index_of(handles[0])]
+        event = process.recorder().note_blocked(r.function if r.kind == kTask else 0, r.id, ticks())
+    try:
+        return sleep_until(handles, n, seen, deadline)
+    finally:
+        if session.process == process:
+            process.recorder().close(event, ticks() & ~<uint64_t>1)
+
+
+cdef int sleep_until(const Handle* handles, Py_ssize_t n, uint32_t seen, int64_t deadline) except -1:
+    cdef Process* process = session.process
+    cdef uint32_t epoch = session.epoch
+    cdef int64_t slice_ns
+    cdef Wake wake
     while True:
         slice_ns = CHECK_NS
         if deadline >= 0:

@@ -26,12 +26,14 @@ from fastray._native.cpp cimport (
     kDone,
     kErrorCancelled,
     kErrorUser,
+    kEventTask,
     kFailed,
     kFlagCancel,
     kFlagDetached,
     kFlagMulti,
     kFlagRefs,
     kFlagResultHeap,
+    kNoEvent,
     make_handle,
     state_of,
     ticks,
@@ -233,7 +235,7 @@ cdef bint run_once(Handle h) except -1:
     cdef Process* p = session.process
     cdef Record* r = &session.records[index_of(h)]
     cdef Loaded f = None
-    cdef uint64_t flags = 0, started
+    cdef uint64_t flags = 0, started, ended, event = kNoEvent
     cdef object result
     try:
         if r.function < <uint32_t>len(loaded):
@@ -253,10 +255,14 @@ cdef bint run_once(Handle h) except -1:
         if r.state.load() & kFlagCancel:  # it came while nothing ran here yet
             raise KeyboardInterrupt
         started = ticks()
+        event = p.recorder().note(kEventTask, r.function, r.id, started, 0)
         result = call(h, r, f)
         finish(h, r, f, result)
-        f.ticks = (f.ticks >> 2) * 3 + (ticks() - started >> 2) if f.calls else ticks() - started
+        ended = ticks()
+        p.recorder().close(event, ended & ~<uint64_t>1)
+        f.ticks = (f.ticks >> 2) * 3 + (ended - started >> 2) if f.calls else ended - started
     except BaseException as error:
+        p.recorder().close(event, ticks() | 1)
         current_name = current_name or "task"
         again = failed(h, r, f, error)
     current = 0

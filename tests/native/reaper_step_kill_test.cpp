@@ -97,7 +97,13 @@ void running_without_retries() {
                uint64_t word = w.session.word(a);
                EXPECT(is_sealed(word));
                if (state_of(word) == kFailed) {
-                 EXPECT(w.session.segment.record(a).result[0] == kErrorCrashed);
+                 const Record& r = w.session.segment.record(a);
+                 EXPECT(word & kFlagResultHeap);
+                 const uint8_t* error = Process::view_payload(w.session.segment, r.result_heap.offset).codec;
+                 CrashReport report;
+                 memcpy(&report, error + 1, sizeof report);
+                 EXPECT(error[0] == kErrorCrashed && report.last.pid == kCrash.pid && report.last.signal == 9);
+                 EXPECT(report.task == r.id && report.attempts == 1 && report.earlier == 0 && report.events == 0);
                }
                EXPECT(is_sealed(w.session.word(b)));
                w.driver->drop(a);

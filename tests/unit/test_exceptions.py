@@ -369,6 +369,7 @@ def test_as_plain_is_for_those_who_cannot_raise_the_cause():
 
 EXAMPLES = {
     "WorkerCrashedError": dict(signal=9, pid=5, last_task="f", stderr_tail="boom", attempts=4),
+    "TaskTimeoutError": dict(timeout_s=1.5, signal=9, pid=5, last_task="f", attempts=4),
     "TaskUnschedulableError": dict(task_name="f", missing={"GPU": (2, 0)}),
     "ActorUnschedulableError": dict(actor_name="A", missing={"CPU": (4, 2)}),
     "SerializationError": dict(path="f.closure.lock", reason="cannot pickle"),
@@ -408,6 +409,8 @@ def test_every_error_pickles_with_its_fields_and_has_a_docstring(name):
     ("name", "base"),
     [
         ("GetTimeoutError", TimeoutError),
+        ("TaskTimeoutError", TimeoutError),
+        ("TaskTimeoutError", exceptions.WorkerCrashedError),
         ("ReferenceCountingAssertionError", AssertionError),
         ("ActorDiedError", exceptions.ActorError),
         ("ActorUnavailableError", exceptions.RayActorError),
@@ -432,6 +435,10 @@ def test_messages_say_what_is_known():
         assert part in str(crash)
     assert "exited with code 3" in str(exceptions.WorkerCrashedError(exit_code=3))
     assert "signal 250" in str(exceptions.WorkerCrashedError(signal=250))
+    late = exceptions.TaskTimeoutError(timeout_s=1.5, signal=9, pid=5, last_task="f", attempts=4)
+    for part in ("timeout_s=1.5", "pid 5", "task f", "tried 4 times"):
+        assert part in str(late)
+    assert "SIGKILL" not in str(late)
     lack = exceptions.TaskUnschedulableError(task_name="f", missing={"GPU": (2, 0), "CPU": (4, 2)})
     assert str(lack) == (
         "Task f can never be scheduled (CPU: asked for 4, the largest node has 2, "

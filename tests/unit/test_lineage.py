@@ -94,7 +94,8 @@ def needed(graph, wanted):
 def test_random_graphs(seed):
     rng = random.Random(seed)
     graph = {
-        i: task(rng.choice(["lost", "lost", "done"]), *rng.sample(range(i), min(i, rng.randrange(4)))) for i in range(60)
+        i: task(rng.choice(["lost", "lost", "done"]), *rng.sample(range(i), min(i, rng.randrange(4))))
+        for i in range(60)
     }
     graph[59].state = "lost"
     found = plan(graph, 59)

@@ -331,3 +331,13 @@ def test_a_runtime_env_merges_over_that_of_its_job():
     merged = RuntimeEnv(env_vars={"B": "2"}).merged_over(job)
     assert merged == {"env_vars": {"A": "1", "B": "2"}, "config": {"x": 1}}
     assert job.merged_over(None) is job
+
+
+def test_a_time_limit_is_never_cut_short():
+    from fastray.option_checks import to_milliseconds
+
+    assert parse_task_options({"timeout_s": 2}).timeout_s == 2
+    assert [to_milliseconds(s) for s in (None, 0.001, 0.0011, 1.5, 4_000_000)] == [0, 1, 2, 1500, 4_000_000_000]
+    assert parse_task_options({"timeout_s": 2}) != parse_task_options({"timeout_s": 3})
+    with pytest.raises(InvalidOptionError, match=r"from 0\.001 to 4,000,000 seconds"):
+        parse_task_options({"timeout_s": 0})
