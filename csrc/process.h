@@ -8,6 +8,7 @@
 //   process_tasks.cpp     publish, dependencies, claim, seal, cancel
 //   process_returns.cpp   several returns, streams
 //   process_lineage.cpp   what finished tasks keep alive; lost results, computed again
+//   process_filed.cpp     lineage over its budget: in a file
 //   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
 //   process_actors.cpp    creating actors, their calls in order, those in flight, their log
 //   process_wait.cpp      sleeping and waking
@@ -20,6 +21,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "lineage_file.h"
 #include "object_allocator.h"
 #include "proc_set.h"
 #include "segment.h"
@@ -231,6 +233,8 @@ class Process {
   size_t owned_pending() const { return zombies_.size(); }
   size_t owned_lent() const { return limbo_.size(); }
   size_t owned_lineage() const { return lineage_.size() + kept_.size(); }
+  size_t owned_filed() const { return filed_.size(); }
+  bool is_filed(Handle h) const { return filed_.count(h) != 0; }
   // Becomes the owner of a record somebody else made for us (stream items).
   void adopt(Handle h, uint32_t pins);
 
@@ -331,7 +335,24 @@ class Process {
   void recover_one(std::vector<Lost>* lost, size_t i);
   void run_producer(std::vector<Lost>* lost, size_t i);
   void rerun(Record& r, Handle h, uint64_t w, std::vector<Lost>* lost, size_t i);
-  bool hold_arguments(Record& r, uint64_t w);
+  bool hold_arguments(Record& r, Handle h, uint64_t w);
+  struct Filed {
+    uint64_t place;
+    Handle again;    // the record it came back as, held once by this entry; or 0
+    uint32_t holds;  // arguments of our tasks that name the old handle
+  };
+  void file_lineage();
+  bool file_batch(size_t n);
+  bool file(Handle h, uint32_t holds);
+  bool describe_spec(const Record& r, LineageFile::Spec* spec) const;
+  void release_filed(Handle h);
+  bool restore_arguments(const Handle* handles, uint32_t n);
+  Handle restore(uint64_t place, std::vector<Handle>* todo);
+  Handle restore_value(const std::string& value);
+  bool restore_places(Handle h, std::unordered_map<uint64_t, Handle>* made, std::vector<Handle>* todo);
+  bool asks_owner(const Record& r) const;
+  void ask_owner(const Record& r, Handle h);
+  void answer_wanted();
   void give_up(Handle h, LostReason why, const std::vector<Lost>& lost, size_t i);
   std::string describe(Handle h) const;
   std::vector<Handle> dependencies_of(Handle h) const;
@@ -366,7 +387,11 @@ class Process {
   std::vector<uint32_t> my_chunks_;
   std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
   size_t zombie_at_ = 0;
-  std::deque<Handle> kept_;      // finished ones among them that keep small arguments
+  std::deque<Handle> kept_;      // finished ones among them that keep their arguments
+  std::unordered_map<Handle, Filed> filed_;
+  std::unique_ptr<LineageFile> file_;
+  size_t filing_from_ = 0, evicted_ = 0;  // see file_lineage
+  uint32_t filed_again_ = 0;     // of filed_, those that came back
   uint64_t released_bytes_ = 0;  // payloads given back since a holder was woken
   bool sweeping_lineage_ = false;
   std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first

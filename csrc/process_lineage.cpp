@@ -30,8 +30,8 @@ constexpr uint32_t kNoStage = 0xFFF;
 
 // A finished task keeps its arguments as long as it lives itself, when they can be kept without their data: small
 // ones are in their records, big ones must be results that can be computed again. Otherwise it lets go of them (a
-// loop over big arrays must not keep them all), and so do the oldest tasks when there are too many (a loop without
-// end). A task that has let go has kFlagRefs cleared; its argument handles may name generations that have passed.
+// loop over big arrays must not keep them all). A task that has let go has kFlagRefs cleared; its argument handles
+// may name generations that have passed. When there are too many, the oldest go to a file (process_filed.cpp).
 void Process::sweep_lineage(size_t most) {
   if (sweeping_lineage_) return;  // letting go of one may lead here again
   sweeping_lineage_ = true;
@@ -48,20 +48,10 @@ void Process::sweep_lineage(size_t most) {
     }
     const Handle* handles = argument_handles(segment_, r, &deps, &refs);
     bool failed = state_of(w) == kFailed;
-    if (!failed && lineage_.size() <= kLineageTasksMax && keep_lineage(h, handles, deps, refs))
+    if (!failed && keep_lineage(h, handles, deps, refs))
       kept_.push_back(h);
     else
       let_go(r, handles, deps + refs);
-  }
-  while (kept_.size() > kLineageTasksMax) {
-    Handle h = kept_.front();
-    kept_.pop_front();
-    Record& r = segment_.record(h);
-    uint64_t w = r.state.load(std::memory_order_acquire);
-    if (word_gen(w) != gen_of(h) || r.owner != slot_ || !(w & kFlagRefs) || !is_settled(w)) continue;
-    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
-    forget_dependent(h, handles, deps + refs);
-    let_go(r, handles, deps + refs);
   }
   sweeping_lineage_ = false;
 }
@@ -210,6 +200,7 @@ bool Process::drop_data(Record& r, Handle h) {
     }
   }
   allocator_.release(block);
+  ++evicted_;
   released_bytes_ += bytes;
   if (maker != slot_ && released_bytes_ >= kWakeBytes) {
     released_bytes_ = 0;
@@ -256,8 +247,8 @@ void Process::recover_one(std::vector<Lost>* lost, size_t i) {
   if (state_of(w) != kLost) return;
   if (r.kind != kTask) return give_up(h, kLostNoTask, *lost, i);
   if (!can_rerun(r)) return give_up(h, kLostAttempts, *lost, i);
-  if (!hold_arguments(r, w)) return give_up(h, kLostLineage, *lost, i);
-  rerun(r, h, w, lost, i);
+  if (hold_arguments(r, h, w)) return rerun(r, h, w, lost, i);
+  if (!asks_owner(r)) give_up(h, kLostLineage, *lost, i);
 }
 
 // A lost return value: promised again, and its task runs again. Other values of that task that are there stay.
@@ -274,8 +265,8 @@ void Process::run_producer(std::vector<Lost>* lost, size_t i) {
       sched_yield();  // its edges are being walked: a few stores, or the reaper does it
     } else if (is_sealed(w)) {
       if (!can_rerun(r)) return give_up(h, kLostAttempts, *lost, i);
-      if (!hold_arguments(r, w)) return give_up(h, kLostLineage, *lost, i);
-      return rerun(r, task, w, lost, i);
+      if (hold_arguments(r, task, w)) return rerun(r, task, w, lost, i);
+      return give_up(h, kLostLineage, *lost, i);  // tasks with several returns are never filed
     } else if (!add_edge(task, kEdgePromise, index_of(h), gen_of(h), 0)) {
       return;  // it runs, and may have passed this value: looked at again when it is sealed
     }
@@ -312,21 +303,30 @@ void Process::rerun(Record& r, Handle h, uint64_t w, std::vector<Lost>* lost, si
   (void)advance(r, h, next, 0);
 }
 
-// A task that let go of its arguments: they may still be there, held by others.
-bool Process::hold_arguments(Record& r, uint64_t w) {
+// False: its arguments are gone, or are its owner's to bring back, who was asked then.
+bool Process::hold_arguments(Record& r, Handle h, uint64_t w) {
   uint32_t deps, refs;
   const Handle* handles = argument_handles(segment_, r, &deps, &refs);
-  if (deps + refs == 0 || (w & kFlagRefs)) return true;
-  if (r.owner != slot_) return false;
-  for (uint32_t i = 0; i < deps + refs; ++i) {
-    const Record& a = segment_.record(handles[i]);
-    uint64_t word = a.state.load(std::memory_order_acquire);
-    // another owner may free it while we look: only our own are safe to take up again
-    if (a.owner == slot_ && word_gen(word) == gen_of(handles[i]) && state_of(word) != kFree && hold(handles[i])) continue;
+  uint32_t n = deps + refs;
+  auto alive = [&](Handle a) {
+    uint64_t word = segment_.record(a).state.load(std::memory_order_acquire);
+    return word_gen(word) == gen_of(a) && state_of(word) != kFree;
+  };
+  if (w & kFlagRefs) {  // they are held, or filed
+    if (std::all_of(handles, handles + n, alive)) return true;
+    if (r.owner == slot_) return restore_arguments(handles, n);
+    if (asks_owner(r)) ask_owner(r, h);
+    return false;
+  }
+  if (n != 0 && r.owner != slot_) return false;
+  // A task that let go of them: they may still be there, held by others. Another owner may free its own while we
+  // look: only ours are safe to take up again.
+  for (uint32_t i = 0; i < n; ++i) {
+    if (segment_.record(handles[i]).owner == slot_ && alive(handles[i]) && hold(handles[i])) continue;
     for (uint32_t k = 0; k < i; ++k) drop_generic(handles[k]);
     return false;
   }
-  r.state.fetch_or(kFlagRefs, std::memory_order_acq_rel);
+  if (n != 0) r.state.fetch_or(kFlagRefs, std::memory_order_acq_rel);
   return true;
 }
 

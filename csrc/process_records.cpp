@@ -34,6 +34,7 @@ bool Process::take_slot(const Segment& segment, uint32_t slot, uint32_t kind) {
   p.acting.store(0, std::memory_order_relaxed);
   p.freeing.store(0, std::memory_order_relaxed);
   p.recovering.store(0, std::memory_order_relaxed);
+  p.wanted.store(0, std::memory_order_relaxed);
   p.blocked.store(0, std::memory_order_relaxed);
   p.sleepers.store(0, std::memory_order_relaxed);
   p.depth = 0;
@@ -179,7 +180,10 @@ void Process::drop_generic(Handle h) {
     if (it != borrows_.end()) return drop_borrow(h, it);
   }
   uint64_t w = r.state.load(std::memory_order_acquire);
-  if (word_gen(w) != gen_of(h) || r.owner != slot_) return;  // lineage that was cut, or adopted elsewhere
+  if (word_gen(w) != gen_of(h) || r.owner != slot_) {  // lineage that was cut or filed, or adopted elsewhere
+    if (!filed_.empty()) release_filed(h);
+    return;
+  }
   if ((w & kFlagShared) && --r.pins > 0) {
     if (w & kFlagResultHeap) only_lineage_may_hold(h);
     return;
@@ -203,7 +207,10 @@ void Process::free_record(Handle first) {
         }
       }
       uint64_t w = r.state.load(std::memory_order_acquire);
-      if (word_gen(w) != gen_of(h) || r.owner != slot_) continue;
+      if (word_gen(w) != gen_of(h) || r.owner != slot_) {
+        if (!filed_.empty()) release_filed(h);
+        continue;
+      }
       if ((w & kFlagShared) && --r.pins > 0) continue;
     }
     Record& r = segment_.record(h);
@@ -297,10 +304,12 @@ int Process::release_blocks(Record& r, uint64_t w) {
 // ---- sweeping --------------------------------------------------------------------------------------
 
 void Process::sweep() {
+  if (self_->wanted.load(std::memory_order_relaxed) != 0) answer_wanted();
   collect_returned();
   sweep_zombies(SIZE_MAX);
   sweep_lineage(SIZE_MAX);
   sweep_evictable();
+  file_lineage();
   if (!contained_.empty()) sweep_contained();
   // freeing one may put what it named into limbo (epoch 0): containers of containers, a few levels a sweep
   for (int level = 0; level < 64 && !limbo_.empty(); ++level) {

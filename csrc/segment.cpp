@@ -32,6 +32,8 @@ struct Layout {
     h.page_bytes = kPage;
     h.session = limits.session;
     h.object_store_bytes = limits.object_store_bytes;
+    h.lineage_tasks = kLineageTasksMax;
+    h.lineage_file_bytes = kLineageFileBytesMax;
     h.procs = take(sizeof(Proc) * kProcsMax);
     h.recorders = take(sizeof(FlightRecorder) * kProcsMax);
     h.ledgers = take(sizeof(Ledger) * kProcsMax);

@@ -39,7 +39,8 @@ inline constexpr uint32_t kQueuesMax = 1u << 17;     // task queues: one per (pr
 inline constexpr uint32_t kLedgerEntries = 1u << 20; // borrowed references of one process
 inline constexpr uint32_t kResourcesMax = 16;        // kinds of resources of a node
 inline constexpr uint32_t kGpusMax = 32;
-inline constexpr uint32_t kLineageTasksMax = 1u << 22;  // finished tasks of a process that keep arguments
+inline constexpr uint32_t kLineageTasksMax = 1u << 20;  // finished tasks of a process that keep arguments in memory
+inline constexpr uint64_t kLineageFileBytesMax = uint64_t{1} << 30;  // and on disk: see process_filed.cpp
 inline constexpr size_t kInlineArgs = 32;
 inline constexpr size_t kInlineResult = 48;
 inline constexpr size_t kCacheLine = 64;
@@ -273,7 +274,8 @@ struct alignas(kCacheLine) Proc {
   std::atomic<uint32_t> sleepers;       // threads in futex_wait
   std::atomic<uint32_t> release_epoch;  // bumped when a borrower lets go of something it owns
   std::atomic<uint32_t> returned;       // bumped when someone returned a record to its chunks
-  uint32_t pad2[12];
+  std::atomic<uint64_t> wanted;         // lost record whose arguments only this process has (in its file)
+  uint32_t pad2[10];
   // which record chunks may hold records it owns
   alignas(kCacheLine) std::atomic<uint64_t> chunks[kChunksMax / 64];
 };
@@ -459,6 +461,8 @@ struct Header {
   std::atomic<uint32_t> deaths;          // bumped after each recovered death
   std::atomic<uint32_t> node_ready;      // 1 once the node runs
   uint32_t membarrier;                   // sleepers fence for everyone (see os.h)
+  uint32_t lineage_tasks;                // budgets of each process: kLineageTasksMax, kLineageFileBytesMax, or less
+  uint64_t lineage_file_bytes;
   std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
   Resource resources[kResourcesMax];
 };

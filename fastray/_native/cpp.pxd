@@ -24,7 +24,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     uint32_t word_holder(uint64_t w)
     cbool is_sealed(uint64_t w)
     enum State:
-        kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised
+        kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised, kLost
     enum Flag:
         kFlagDetached, kFlagBorrowed, kFlagShared, kFlagArgHeap, kFlagResultHeap, kFlagAwaited
         kFlagEdges, kFlagCancel, kFlagRefs, kFlagMulti
@@ -152,7 +152,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint64_t session
         uint64_t object_store_bytes
         Atomic32 functions_used, classes_used, actors_used, resources_used, procs_used, dormant, deaths, node_ready
-        uint32_t cpus, membarrier
+        uint32_t cpus, membarrier, lineage_tasks
+        uint64_t lineage_file_bytes
         Atomic32 limits_used
         Resource resources[16]
 
@@ -245,7 +246,10 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void remember_lineage(Handle task)
         void sweep_lineage(size_t most)
         cbool evict(Handle h, cbool also_lost)
+        void recover(Handle h)
         cbool revive(Handle promise)
+        cbool is_filed(Handle h)
+        size_t owned_filed()
         Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view)
         @staticmethod
         PayloadView view_payload(const Segment& segment, Offset offset)

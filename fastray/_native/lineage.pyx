@@ -46,6 +46,8 @@ def row(Handle h):
     cdef const Handle* handles
     cdef uint64_t size = 0
     if word_gen(w) != gen_of(h):
+        if session.process.is_filed(h):  # lineage over its budget: in this process's file
+            return "task", "lost", "filed task", 0, 0, -1, []
         return "freed", "freed", "", 0, 0, 0, []
     kind = {kTask: "task", kObject: "put", kPromise: "return", kItem: "item", kActor: "actor"}[<int>r.kind]
     if w & kFlagResultHeap:

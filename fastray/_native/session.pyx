@@ -66,6 +66,9 @@ def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus):
     cdef Header* header = &segment.header()
     header.membarrier = membarrier_register()
     header.cpus = cpus
+    import os
+    header.lineage_tasks = int(os.environ.get("FASTRAY_LINEAGE_TASKS", header.lineage_tasks))
+    header.lineage_file_bytes = min(int(os.environ.get("FASTRAY_LINEAGE_FILE_BYTES", header.lineage_file_bytes)), 1 << 30)
     if len(resources) > <int>kResourcesMax:
         raise ValueError(f"at most {kResourcesMax} kinds of resources, got {len(resources)}")
     cdef int i
@@ -78,7 +81,6 @@ def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus):
     header.resources_used.store(len(resources))
     header.functions_used.store(1)  # 0 is "none"
     cdef int fd = segment.fd()
-    import os
     kept = os.dup(fd)
     segment.detach()
     return kept
@@ -154,10 +156,11 @@ cdef class Attachment:
 
     def counters(self):
         """Figures of this process: references it borrows; of what it owns: tasks dropped before their end,
-        records dropped but lent to others, finished tasks that keep their arguments."""
+        records dropped but lent to others, finished tasks that keep their arguments, those of them on disk."""
         self.process.sweep()
         return {"borrowed": self.process.borrowed(), "pending_dropped": self.process.owned_pending(),
-                "lent": self.process.owned_lent(), "lineage": self.process.owned_lineage()}
+                "lent": self.process.owned_lent(), "lineage": self.process.owned_lineage(),
+                "filed": self.process.owned_filed()}
 
     def store_usage(self):
         """Bytes and blocks of the node's object store."""

@@ -24,6 +24,7 @@ from fastray._native.cpp cimport (
     kFailed,
     kFlagMulti,
     kFlagResultHeap,
+    kLost,
     kNoEvent,
     kTask,
     now_ns,
@@ -104,6 +105,8 @@ cdef int sleep_until(const Handle* handles, Py_ssize_t n, uint32_t seen, int64_t
             PyErr_CheckSignals()
         elif wake == Wake.kTimeout:
             check_node()
+            if process.mark_awaited(handles, n):  # asks once more for what is lost
+                return 1
             process.nudge()
             process.sweep()
 
@@ -231,7 +234,7 @@ cdef Py_ssize_t last_unsealed(list refs, Py_ssize_t first, Py_ssize_t last) exce
 
 
 cdef int raise_failed(list refs, Py_ssize_t first) except -1:
-    """Raises the error of the first failed one from refs[first] on, if there is any."""
+    """Raises the error of the first failed one from refs[first] on, if there is any; asks for all that are lost."""
     cdef Py_ssize_t k
     cdef ObjectRef ref
     cdef Record* r
@@ -241,8 +244,12 @@ cdef int raise_failed(list refs, Py_ssize_t first) except -1:
             continue
         ref = <ObjectRef>value
         r = &session.records[index_of(ref.handle)]
-        if ref.epoch == session.epoch and state_of(r.state.load()) == kFailed:
+        if ref.epoch != session.epoch:
+            continue
+        if state_of(r.state.load()) == kFailed:
             read_value(ref.handle, r)
+        if state_of(r.state.load()) == kLost:
+            session.process.recover(ref.handle)
     return 0
 
 
