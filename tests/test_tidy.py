@@ -45,7 +45,7 @@ def _sources(suffixes: set[str]) -> list[Path]:
     found = [path for path in ROOT.iterdir() if path.is_file() and path.name != "LICENSE"]
     for folder in FOLDERS:
         for parent, folders, names in os.walk(ROOT / folder):
-            folders[:] = [name for name in folders if name != "__pycache__"]
+            folders[:] = [name for name in folders if name not in ("__pycache__", ".hypothesis")]
             found += [Path(parent, name) for name in names]
     return sorted(path for path in found if path.suffix in suffixes and ".so" not in path.name)
 
