@@ -1,7 +1,7 @@
 """The process of the global control store: `python -m fastray.gcs`.
 
-It announces its address as one line on --ready-fd (or stdout) when it serves, and ends on SIGTERM, SIGINT, or,
-if told so, with its parent. A failure to start is one line on stderr and exit code 1. Started by process.py.
+It announces itself with one line on --ready-fd (stdout by default): "serving ADDRESS", or "failed REASON" and exit
+code 1. It ends on SIGTERM, SIGINT, or, if told so, with its parent. Started by process.py.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def _die_with_parent() -> None:
         sys.exit(1)
 
 
+def _announce(fd: int, line: str) -> None:
+    os.write(fd, f"{line}\n".encode())
+    if fd > 2:
+        os.close(fd)
+
+
 async def _serve(arguments: argparse.Namespace) -> None:
     token = auth.load_token(arguments.token_path, create=True)
     tls = auth.load_tls(server=True)
@@ -55,9 +61,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    os.write(arguments.ready_fd, f"{address}\n".encode())
-    if arguments.ready_fd > 2:
-        os.close(arguments.ready_fd)
+    _announce(arguments.ready_fd, f"serving {address}")
     await stopped.wait()
     await server.stop()
     store.close()
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asyncio.run(_serve(arguments))
     except (AuthenticationError, InvalidOptionError, StoreError, OSError) as error:
-        print(f"fastray.gcs: {error}", file=sys.stderr)
+        _announce(arguments.ready_fd, f"failed {error}")
         return 1
     return 0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,10 @@ START_WAIT_S = 30.0
 
 
 class GcsProcess:
-    """A running server. Raises RuntimeSystemError, with what it printed, when it does not start."""
+    """A running server. Raises RuntimeSystemError, with the reason, when it does not start.
+
+    `log` is a descriptor for what it logs (stderr); this process's own unless given.
+    """
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class GcsProcess:
         token_path: str | None = None,
         die_with_parent: bool = True,
         environ: Mapping[str, str] | None = None,
+        log: int | None = None,
     ) -> None:
         ready, announced = os.pipe()
         command = [sys.executable, "-m", "fastray.gcs", "--host", host, "--port", str(port)]
@@ -39,7 +42,7 @@ class GcsProcess:
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=log,
             pass_fds=(announced,),
             env=None if environ is None else dict(environ),
         )
@@ -48,28 +51,28 @@ class GcsProcess:
         self.address = self._wait(ready)
 
     def _wait(self, ready: int) -> str:
+        """The announced address: "serving ADDRESS", or "failed REASON"."""
         try:
             readable, _, _ = select.select([ready], [], [], START_WAIT_S)
-            line = os.read(ready, 4096).decode().strip() if readable else ""
+            line = os.read(ready, 4096).decode().strip() if readable else f"failed nothing in {START_WAIT_S:g} s"
         finally:
             os.close(ready)
-        if not line:
-            self._child.kill()
-            _, said = self._child.communicate()
-            raise RuntimeSystemError(f"the global control store did not start: {said.decode().strip()}")
-        return line
+        word, _, rest = line.partition(" ")
+        if word != "serving":
+            self.kill()
+            raise RuntimeSystemError(f"the global control store did not start: {rest or 'it died'}")
+        return rest
 
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self._child.send_signal(number)
-        self._child.communicate()
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._child.kill()
+        self._child.wait()
 
     def stop(self) -> int:
         """SIGTERM: it writes what it has and ends. Its exit code."""
-        if self._child.poll() is None:
-            self._child.terminate()
-        self._child.communicate()
-        return self._child.returncode
+        self._child.terminate()
+        return self._child.wait()
