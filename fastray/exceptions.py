@@ -17,6 +17,12 @@ knows as attributes and pickles with them.
 
 from __future__ import annotations
 
+from fastray.cluster_errors import (
+    GcsRequestError,
+    GcsUnavailableError,
+    NodeFencedError,
+    VersionMismatchError,
+)
 from fastray.crash_errors import TaskTimeoutError, WorkerCrashedError
 from fastray.task_error import FastrayError, TaskError
 from fastray.usage_errors import (
@@ -376,11 +382,14 @@ __all__ = [
     "FastrayError",
     "ForkedProcessError",
     "FunctionTableFullError",
+    "GcsRequestError",
+    "GcsUnavailableError",
     "GetTimeoutError",
     "InvalidOptionError",
     "LocalNodeDiedError",
     "LocalRayletDiedError",
     "NodeDiedError",
+    "NodeFencedError",
     "NumReturnsError",
     "ObjectFetchTimedOutError",
     "ObjectFreedError",
@@ -417,6 +426,7 @@ __all__ = [
     "UnknownInitOptionError",
     "UnknownOptionError",
     "UnserializableException",
+    "VersionMismatchError",
     "WorkerCrashedError",
 ]
 

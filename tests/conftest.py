@@ -46,7 +46,8 @@ def marked_processes() -> dict[int, str]:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         command = _read(f"/proc/{entry}/cmdline")
-        if b"fastray.node" in command and wanted in _read(f"/proc/{entry}/environ").split(b"\0"):
+        ours = b"fastray.node" in command or b"fastray.gcs" in command
+        if ours and wanted in _read(f"/proc/{entry}/environ").split(b"\0"):
             found[int(entry)] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
         elif not command:
             state, _, parent = _read(f"/proc/{entry}/stat").rpartition(b") ")[2][:20].partition(b" ")

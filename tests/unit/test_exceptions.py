@@ -387,6 +387,9 @@ EXAMPLES = {
     "UnknownInitOptionError": dict(message="m", option="x"),
     "RuntimeEnvSetupError": dict(error_message="m", field="pip"),
     "RpcError": dict(message="m", rpc_code=3),
+    "GcsUnavailableError": dict(address="h:1", waited_s=2.0),
+    "GcsRequestError": dict(message="m", kind="missing"),
+    "NodeFencedError": dict(message="m"),
 }
 
 

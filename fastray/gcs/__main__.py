@@ -1,0 +1,84 @@
+"""The process of the global control store: `python -m fastray.gcs`.
+
+It announces itself with one line on --ready-fd (stdout by default): "serving ADDRESS", or "failed REASON" and exit
+code 1. It ends on SIGTERM, SIGINT, or, if told so, with its parent. Started by process.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+
+from fastray.exceptions import AuthenticationError, InvalidOptionError
+from fastray.gcs import auth
+from fastray.gcs.server import GcsServer
+from fastray.gcs.store import StoreError, open_store
+from fastray.gcs.tables import GlobalState
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fastray.gcs", description="The global control store.")
+    parser.add_argument("--host", default="127.0.0.1", help="anything but loopback needs a token")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--store", default="memory:", help="memory: or sqlite:/path/to/file")
+    parser.add_argument("--token-path", help="file of the token; made, with mode 0600, if it is not there")
+    parser.add_argument("--ready-fd", type=int, default=1, help="where the address is announced")
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the parent process ends")
+    return parser.parse_args(argv)
+
+
+def _die_with_parent() -> None:
+    from fastray._native.node import die_with_parent
+
+    parent = os.getppid()
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _announce(fd: int, line: str) -> None:
+    os.write(fd, f"{line}\n".encode())
+    if fd > 2:
+        os.close(fd)
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    token = auth.load_token(arguments.token_path, create=True)
+    tls = auth.load_tls(server=True)
+    auth.check_bind(arguments.host, token)
+    store = open_store(arguments.store)
+    state = GlobalState()
+    for table, key, value in store.load():
+        state.restore(table, key, value)
+    gc.freeze()  # what was loaded is not garbage
+    server = GcsServer(state, store, token)
+    address = await server.start(arguments.host, arguments.port, tls)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    _announce(arguments.ready_fd, f"serving {address}")
+    await stopped.wait()
+    await server.stop()
+    store.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    if arguments.die_with_parent:
+        _die_with_parent()
+    try:
+        asyncio.run(_serve(arguments))
+    except (AuthenticationError, InvalidOptionError, StoreError, OSError) as error:
+        _announce(arguments.ready_fd, f"failed {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

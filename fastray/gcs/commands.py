@@ -1,0 +1,343 @@
+"""What a client may ask of the store: one class a command, and the replies. The protocol's vocabulary.
+
+A batch holds commands of one client in order; each has one result: `Done` with a value, or `Failure` with a
+kind and a sentence. Messages are msgpack arrays with the command's name first, decoded into these classes and
+checked on the way: an unknown name or a wrong type refuses the whole batch. Append fields only, with defaults.
+
+Failure kinds: "missing" (no such thing), "exists" (the name is taken), "stale" (from a life that is over: a
+fenced node, an actor that restarted, an older search), "invalid" (makes no sense).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+from fastray.gcs.records import Actor, Node, PlacementGroup, Task
+
+
+class Command(msgspec.Struct, array_like=True, gc=False):
+    """Base of all commands."""
+
+
+# ---- nodes and jobs -----------------------------------------------------------------------------------
+
+
+class NodeRegister(Command, tag="node.register"):
+    """Joins, or joins again: the reply is the new epoch. The sender's connection becomes the node's pulse."""
+
+    node: Node
+
+
+class NodeDrain(Command, tag="node.drain"):
+    """The node leaves by itself; no failure, but what was on it is gone."""
+
+    epoch: int
+    reason: str = "left"
+
+
+class NodeDied(Command, tag="node.died"):
+    """Someone saw the node die (or the failure detector did)."""
+
+    epoch: int
+    reason: str
+
+
+class JobStart(Command, tag="job.start"):
+    """A driver attaches: the reply is the job's number. Its connection is the job's pulse."""
+
+    namespace: str
+    entrypoint: str = ""
+    node: bytes = b""
+    metadata: dict[str, str] = {}
+
+
+class JobEnd(Command, tag="job.end"):
+    job_id: int
+    failed: bool = False
+    reason: str = ""
+
+
+# ---- objects and tasks --------------------------------------------------------------------------------
+
+
+class ObjectsAdd(Command, tag="object.add"):
+    """Copies on the node of `epoch`: (object id, bytes, id of the task that makes it)."""
+
+    epoch: int
+    objects: list[tuple[bytes, int, bytes]]
+
+
+class ObjectsEvict(Command, tag="object.evict"):
+    """The node no longer has copies of these."""
+
+    epoch: int
+    ids: list[bytes]
+
+
+class ObjectsDelete(Command, tag="object.delete"):
+    """Nobody will ask for these again."""
+
+    ids: list[bytes]
+
+
+class ObjectsLocate(Command, tag="object.locate"):
+    """For each id (bytes, [ids of nodes that have it], task), or nil when it was never there."""
+
+    ids: list[bytes]
+
+
+class ObjectsWatch(Command, tag="object.watch"):
+    """As ObjectsLocate; for an id without a copy a callback is left: one event "object" to this client."""
+
+    ids: list[bytes]
+
+
+class ObjectsUnwatch(Command, tag="object.unwatch"):
+    ids: list[bytes]
+
+
+class TasksReport(Command, tag="task.report"):
+    """Tasks that started, ended or failed on the node of `epoch`. An end needs no start before it."""
+
+    epoch: int
+    tasks: list[Task]
+
+
+class TasksList(Command, tag="task.list"):
+    """Tasks that run, failed, or (samples) finished, newest first. Empty filters match everything."""
+
+    function: str = ""
+    state: str = ""
+    job: int = 0
+    limit: int = 1000
+
+
+class TasksSummary(Command, tag="task.summary"):
+    """[(function, running, finished, failed, sum and maximum of seconds)] of each function."""
+
+
+# ---- functions, keys and values, messages -------------------------------------------------------------
+
+
+class FunctionPut(Command, tag="function.put"):
+    """The reply says whether it is new."""
+
+    digest: bytes
+    blob: bytes
+    job: int
+
+
+class FunctionGet(Command, tag="function.get"):
+    digest: bytes
+
+
+class KvPut(Command, tag="kv.put"):
+    """The reply says whether the key was not there. Without `overwrite` an existing value stays."""
+
+    namespace: str
+    key: bytes
+    value: bytes
+    overwrite: bool = True
+
+
+class KvGet(Command, tag="kv.get"):
+    """[value or nil] of each key."""
+
+    namespace: str
+    keys: list[bytes]
+
+
+class KvDelete(Command, tag="kv.delete"):
+    """The reply is how many were there; with `prefix`, everything that starts with the key."""
+
+    namespace: str
+    key: bytes
+    prefix: bool = False
+
+
+class KvKeys(Command, tag="kv.keys"):
+    namespace: str
+    prefix: bytes = b""
+
+
+class Publish(Command, tag="publish"):
+    """A message to all who are subscribed to "channel:" + `channel` now. It is not kept."""
+
+    channel: str
+    message: bytes
+
+
+# ---- actors and placement groups ----------------------------------------------------------------------
+
+
+class ActorRegister(Command, tag="actor.register"):
+    """The reply is the row; with `get_if_exists` that of the actor that has the name."""
+
+    actor: Actor
+    get_if_exists: bool = False
+
+
+class ActorStarted(Command, tag="actor.started"):
+    """Life `restarts` of the actor runs in process `worker` of the node of `epoch`."""
+
+    epoch: int
+    actor_id: bytes
+    restarts: int
+    worker: int = 0
+
+
+class ActorFailed(Command, tag="actor.failed"):
+    """Life `restarts` is over. The reply is the row: RESTARTING while restarts are left, else DEAD."""
+
+    epoch: int
+    actor_id: bytes
+    restarts: int
+    reason: str
+    restart: bool = True  # False: it left on its own will, or its constructor raised
+
+
+class ActorKill(Command, tag="actor.kill"):
+    """A user's kill; `no_restart` ends it for good."""
+
+    actor_id: bytes
+    no_restart: bool = True
+    reason: str = "killed"
+
+
+class ActorGet(Command, tag="actor.get"):
+    actor_id: bytes
+
+
+class ActorByName(Command, tag="actor.by_name"):
+    namespace: str
+    name: str
+
+
+class GroupCreate(Command, tag="group.create"):
+    group: PlacementGroup
+
+
+class GroupPlaced(Command, tag="group.placed"):
+    """Search `attempt` found a node for each bundle."""
+
+    group_id: bytes
+    attempt: int
+    epochs: list[int]
+
+
+class GroupRemove(Command, tag="group.remove"):
+    group_id: bytes
+    reason: str = "removed"
+
+
+class GroupGet(Command, tag="group.get"):
+    group_id: bytes
+
+
+class GroupByName(Command, tag="group.by_name"):
+    namespace: str
+    name: str
+
+
+# ---- all tables ---------------------------------------------------------------------------------------
+
+
+class TableRead(Command, tag="table.read"):
+    """(version, rows) of a published table: node, load, actor, job, placement_group."""
+
+    table: str
+
+
+class TableSince(Command, tag="table.since"):
+    """(version, [events] since `version`, or nil when it has to be read anew)."""
+
+    table: str
+    version: int
+
+
+class Goodbye(Command, tag="goodbye"):
+    """The client ends and repeats nothing: its session is forgotten."""
+
+
+AnyCommand = Union[
+    NodeRegister,
+    NodeDrain,
+    NodeDied,
+    JobStart,
+    JobEnd,
+    ObjectsAdd,
+    ObjectsEvict,
+    ObjectsDelete,
+    ObjectsLocate,
+    ObjectsWatch,
+    ObjectsUnwatch,
+    TasksReport,
+    TasksList,
+    TasksSummary,
+    FunctionPut,
+    FunctionGet,
+    KvPut,
+    KvGet,
+    KvDelete,
+    KvKeys,
+    Publish,
+    ActorRegister,
+    ActorStarted,
+    ActorFailed,
+    ActorKill,
+    ActorGet,
+    ActorByName,
+    GroupCreate,
+    GroupPlaced,
+    GroupRemove,
+    GroupGet,
+    GroupByName,
+    TableRead,
+    TableSince,
+    Goodbye,
+]
+
+
+class Batch(msgspec.Struct, array_like=True, gc=False):
+    """Commands of one client. `seq` grows from batch to batch; a repeated one is applied once."""
+
+    client: bytes
+    seq: int
+    commands: list[AnyCommand]
+
+
+class Beat(msgspec.Struct, array_like=True, gc=False):
+    """A heartbeat: what changed of a node's load since `version - 1`; all of it when `full`."""
+
+    client: bytes
+    epoch: int
+    version: int
+    full: bool
+    available: dict[str, float] = {}
+    queues: dict[str, list[float]] = {}  # an empty list: the class is gone
+
+
+class History(msgspec.Struct, array_like=True, gc=False):
+    """Ended tasks on disk, newest first; those of `task_id` only, if given."""
+
+    task_id: bytes = b""
+    limit: int = 100
+
+
+class BeatReply(msgspec.Struct, array_like=True, gc=False):
+    fenced: bool  # the epoch is over: stop, and start anew
+    resync: bool  # the store does not have the version before this one: send all
+
+
+class Done(msgspec.Struct, array_like=True, gc=False, tag=0):
+    value: Any = None
+
+
+class Failure(msgspec.Struct, array_like=True, gc=False, tag=1):
+    kind: str
+    message: str
+
+
+Result = Union[Done, Failure]

@@ -1,0 +1,451 @@
+"""The store's tables as transcripts: commands in, results, events and persisted rows out."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from gcs_transcripts import World, kind
+
+from fastray.gcs import commands as c
+from fastray.gcs import object_table, records, table, tables, task_table
+from fastray.gcs.records import Actor, Node, PlacementGroup, Task
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+# ---- nodes --------------------------------------------------------------------------------------------
+
+
+def test_each_registration_gets_an_epoch_of_its_own_also_after_a_restart(world):
+    assert [world.join(b"n1"), world.join(b"n2")] == [1, 2]
+    world.restart()
+    assert world.join(b"n3") == 3
+    assert world.join(b"n1") == 4  # the life of epoch 1 ended with this
+    assert sorted(world.state.nodes.by_epoch) == [2, 3, 4]
+
+
+def test_a_node_that_was_declared_dead_is_refused_with_its_old_epoch(world):
+    epoch = world.join()
+    assert world.say(c.NodeDied(epoch, "silent")) is True
+    assert world.last.urgent
+    assert world.say(c.NodeDied(epoch, "silent")) is False  # known
+    for command in (
+        c.ObjectsAdd(epoch, [(b"o", 1, b"")]),
+        c.ObjectsEvict(epoch, [b"o"]),
+        c.TasksReport(epoch, [Task(b"t", "f")]),
+        c.ActorStarted(epoch, b"a", 0),
+        c.ActorFailed(epoch, b"a", 0, "x"),
+    ):
+        assert kind(world.say(command)) == "stale"
+    assert world.state.beat(c.Beat(b"d1", epoch, 1, False), world.last).fenced
+    world.restart()
+    assert kind(world.say(c.ObjectsAdd(epoch, [(b"o", 1, b"")]))) == "stale"
+
+
+def test_a_node_without_an_id_or_with_negative_resources_is_refused(world):
+    assert kind(world.say(c.NodeRegister(Node(b"", "h:1", {})))) == "invalid"
+    assert kind(world.say(c.NodeRegister(Node(b"n", "h:1", {"CPU": -1.0})))) == "invalid"
+
+
+def test_dead_nodes_are_kept_up_to_a_limit(world, monkeypatch):
+    monkeypatch.setattr("fastray.gcs.node_table.DEAD_MAX", 2)
+    for number in range(4):
+        epoch = world.join(b"n%d" % number)
+        world.now += 1
+        world.say(c.NodeDied(epoch, "x"))
+    assert sorted(world.state.nodes.rows) == [b"n2", b"n3"]
+    assert {key for name, key in world.rows if name == "node"} == {b"n2", b"n3"}
+    world.restart()
+    assert world.join(b"n9") == 5  # epochs of dropped rows are not given again
+
+
+def test_load_travels_as_deltas_and_is_asked_for_anew_when_one_is_missing(world):
+    epoch = world.join(CPU=4.0, GPU=1.0)
+
+    def beat(version, full=False, available=None, queues=None):
+        return world.state.beat(
+            c.Beat(b"d1", epoch, version, full, available or {}, queues or {}), world.last
+        ).resync
+
+    assert beat(1, available={"CPU": 3.0}) is False
+    assert beat(2, queues={"f": [5.0, 0.1]}) is False
+    load = world.state.nodes.loads.rows[b"n1"]
+    assert (load.available, load.queues) == ({"CPU": 3.0, "GPU": 1.0}, {"f": [5.0, 0.1]})
+    assert beat(2, queues={"f": [9.0, 0.1]}) is False  # a repeat changes nothing
+    assert load.queues == {"f": [5.0, 0.1]}
+    assert beat(4) is True  # version 3 is missing
+    assert beat(5, full=True, available={"CPU": 1.0}) is False
+    assert world.state.nodes.loads.rows[b"n1"].available == {"CPU": 1.0}
+    assert beat(6, queues={"f": []}) is False
+    world.restart()
+    assert beat(7) is True  # a new server knows no load
+    assert "load" not in {name for name, _ in world.rows}
+
+
+# ---- objects ------------------------------------------------------------------------------------------
+
+
+def test_a_callback_is_left_and_the_first_copy_calls_it_once(world):
+    epoch = world.join()
+    assert world.say(c.ObjectsWatch([b"o"]), b"w1") == [None]
+    assert world.say(c.ObjectsWatch([b"o"]), b"w2") == [None]
+    world.say(c.ObjectsAdd(epoch, [(b"o", 7, b"task")]))
+    found = {client: msgspec.msgpack.decode(event.value) for client, event in world.last.callbacks}
+    assert found == {b"w1": [7, [b"n1"], b"task"], b"w2": [7, [b"n1"], b"task"]}
+    world.say(c.ObjectsAdd(epoch, [(b"o", 7, b"")]))
+    assert world.last.callbacks == []
+    assert world.say(c.ObjectsWatch([b"o"]), b"w1") == [(7, [b"n1"], b"task")]  # there: no callback is left
+    assert world.state.objects._watchers == {}
+
+
+def test_callbacks_of_a_client_whose_stream_closed_are_forgotten(world):
+    world.say(c.ObjectsWatch([b"o", b"p"]), b"w1")
+    world.say(c.ObjectsWatch([b"o"]), b"w2")
+    world.say(c.ObjectsUnwatch([b"o", b"q"]), b"w2")
+    world.state.client_closed(b"w1")
+    assert world.state.objects.is_valid()
+    assert world.state.objects._watchers == {}
+
+
+def test_copies_on_a_dead_node_do_not_count_and_cost_no_write(world):
+    first, second = world.join(b"n1"), world.join(b"n2", b"d2")
+    world.say(c.ObjectsAdd(first, [(b"o", 7, b"t"), (b"p", 8, b"")]))
+    world.say(c.ObjectsAdd(second, [(b"o", 7, b"")]))
+    assert world.say(c.ObjectsLocate([b"o", b"p", b"q"])) == [(7, [b"n1", b"n2"], b"t"), (8, [b"n1"], b""), None]
+    world.say(c.NodeDied(first, "x"))
+    assert {name for name, _ in world.last.rows} == {"node"}
+    assert world.say(c.ObjectsLocate([b"o", b"p"])) == [(7, [b"n2"], b"t"), (8, [], b"")]
+    again = world.join(b"n1")  # a new life has none of the old copies
+    assert world.say(c.ObjectsLocate([b"p"])) == [(8, [], b"")]
+    world.say(c.ObjectsAdd(again, [(b"p", 8, b"")]))
+    world.restart()
+    assert world.say(c.ObjectsLocate([b"o", b"p"])) == [(7, [b"n2"], b"t"), (8, [b"n1"], b"")]
+
+
+def test_objects_are_evicted_and_deleted(world):
+    epoch = world.join()
+    world.say(c.ObjectsAdd(epoch, [(b"o", 7, b"t"), (b"p", 8, b"")]))
+    world.say(c.ObjectsEvict(epoch, [b"o", b"unknown"]))
+    assert world.say(c.ObjectsLocate([b"o"])) == [(7, [], b"t")]
+    assert world.say(c.ObjectsDelete([b"o", b"p", b"q"])) == 2
+    assert world.say(c.ObjectsLocate([b"o", b"p"])) == [None, None]
+    assert not [key for name, key in world.rows if name == "object"]
+
+
+def test_lost_objects_are_kept_up_to_a_limit(world, monkeypatch):
+    monkeypatch.setattr(object_table, "LOST_MAX", 3)
+    epoch, other = world.join(), world.join(b"n2", b"d2")
+    world.say(c.ObjectsAdd(epoch, [(b"%d" % i, 1, b"") for i in range(10)]))
+    world.say(c.ObjectsAdd(other, [(b"0", 1, b"")]))
+    world.say(c.NodeDied(epoch, "x"))
+    world._persist(world.state.tick(world.now))
+    assert sorted(world.state.objects.rows) == [b"0", b"7", b"8", b"9"]
+    assert {key for name, key in world.rows if name == "object"} == set(world.state.objects.rows)
+
+
+# ---- tasks --------------------------------------------------------------------------------------------
+
+
+def test_finished_tasks_are_counted_sampled_and_go_to_history(world):
+    epoch = world.join()
+    world.say(c.TasksReport(epoch, [Task(b"t1", "f", started_at=1.0, spec=b"s")]))
+    assert world.say(c.TasksSummary()) == [("f", 1, 0, 0, 0, 0)]
+    world.say(c.TasksReport(epoch, [Task(b"t1", "f", state="FINISHED", ended_at=3.0)]))
+    assert world.say(c.TasksSummary()) == [("f", 0, 1, 0, 2.0, 2.0)]
+    assert world.state.tasks.rows == {}
+    for number in range(100):
+        ended = Task(b"x%d" % number, "f", state="FINISHED", started_at=10.0, ended_at=10.0 + number)
+        world.say(c.TasksReport(epoch, [ended]))
+        ((key, row),) = world.last.history
+        assert (key, row.epoch) == (ended.task_id, epoch)
+    stats = world.state.tasks.stats.rows[b"f"]
+    assert (stats.finished, stats.seconds_max) == (101, 99.0)
+    assert [task.task_id for task in stats.recent] == [b"x%d" % n for n in range(92, 100)]
+    assert [task.task_id for task in stats.slowest] == [b"x%d" % n for n in range(99, 91, -1)]
+    assert len(world.say(c.TasksList(function="f"))) == task_table.SAMPLES_MAX
+    world.restart()
+    assert world.say(c.TasksSummary())[0][:3] == ("f", 0, 101)
+
+
+def test_failed_tasks_stay_in_full_up_to_a_limit(world, monkeypatch):
+    monkeypatch.setattr(task_table, "FAILED_MAX", 2)
+    epoch = world.join()
+    for number in range(3):
+        failed = Task(b"t%d" % number, "f", state="FAILED", started_at=1.0, ended_at=2.0 + number, error="boom")
+        world.say(c.TasksReport(epoch, [failed]))
+        assert len(world.last.history) == 1
+    assert [t.task_id for t in world.say(c.TasksList(state="FAILED"))] == [b"t2", b"t1"]
+    world.restart()
+    assert [(t.task_id, t.error) for t in world.say(c.TasksList())] == [(b"t2", "boom"), (b"t1", "boom")]
+    assert world.say(c.TasksSummary()) == [("f", 0, 0, 3, 6.0, 3.0)]
+
+
+def test_tasks_of_a_dead_node_fail_and_its_late_words_count_once(world):
+    epoch = world.join()
+    world.say(c.TasksReport(epoch, [Task(b"t", "f", started_at=999.0), Task(b"u", "f", 1, started_at=999.0)]))
+    world.say(c.NodeDied(epoch, "silent"))
+    failed = world.say(c.TasksList())
+    assert {(t.task_id, t.state, t.error, t.ended_at) for t in failed} == {
+        (b"t", "FAILED", "node died: silent", 1000.0),
+        (b"u", "FAILED", "node died: silent", 1000.0),
+    }
+    other = world.join(b"n2", b"d2")
+    world.say(c.TasksReport(other, [Task(b"t", "f", state="FINISHED")]))  # the attempt that was counted
+    assert world.say(c.TasksSummary())[0][2:4] == (0, 2)
+    world.say(c.TasksReport(other, [Task(b"t", "f", 1, state="FINISHED")]))  # the next attempt
+    assert world.say(c.TasksSummary())[0][2:4] == (1, 2)
+
+
+def test_a_task_of_an_unknown_state_refuses_the_report(world):
+    epoch = world.join()
+    assert kind(world.say(c.TasksReport(epoch, [Task(b"t", "f", state="DONE")]))) == "invalid"
+    assert world.say(c.TasksSummary()) == []
+
+
+def test_functions_beyond_the_limit_are_counted_together(world, monkeypatch):
+    monkeypatch.setattr(task_table, "FUNCTIONS_MAX", 2)
+    epoch = world.join()
+    for name in "abcd":
+        world.say(c.TasksReport(epoch, [Task(name.encode(), name, state="FINISHED")]))
+    assert [(row[0], row[2]) for row in world.say(c.TasksSummary())] == [("(others)", 2), ("a", 1), ("b", 1)]
+
+
+# ---- functions, keys and values -----------------------------------------------------------------------
+
+
+def test_a_function_lives_as_long_as_a_job_or_an_actor_of_it(world):
+    first = world.say(c.JobStart("ns"), b"j1")
+    second = world.say(c.JobStart("ns"), b"j2")
+    assert (first, second) == (1, 2)
+    assert world.say(c.FunctionPut(b"h", b"code", 1)) is True
+    assert world.say(c.FunctionPut(b"h", b"code", 2)) is False
+    assert world.say(c.FunctionPut(b"k", b"class", 1)) is True
+    world.say(c.ActorRegister(Actor(b"a", "K", job=1, detached=True, class_hash=b"k")))
+    world.say(c.JobEnd(1))
+    assert [world.say(c.FunctionGet(digest)) for digest in (b"h", b"k")] == [b"code", b"class"]
+    world.say(c.ActorKill(b"a"))
+    world.say(c.JobEnd(2))
+    assert [kind(world.say(c.FunctionGet(digest))) for digest in (b"h", b"k")] == ["missing", "missing"]
+
+
+def test_keys_and_values(world):
+    assert world.say(c.KvPut("n", b"k1", b"v1")) is True
+    assert world.say(c.KvPut("n", b"k1", b"v2", overwrite=False)) is False
+    assert world.say(c.KvPut("n", b"k2", b"v2")) is True
+    assert world.say(c.KvPut("m", b"k1", b"m1")) is True
+    assert world.say(c.KvGet("n", [b"k1", b"k2", b"k3"])) == [b"v1", b"v2", None]
+    assert world.say(c.KvKeys("n", b"k")) == [b"k1", b"k2"]
+    assert kind(world.say(c.KvGet("a\0b", [b"k"]))) == "invalid"
+    world.restart()
+    assert world.say(c.KvDelete("n", b"k", prefix=True)) == 2
+    assert world.say(c.KvDelete("n", b"k1")) == 0
+    assert world.say(c.KvGet("m", [b"k1"])) == [b"m1"]
+
+
+# ---- actors -------------------------------------------------------------------------------------------
+
+
+def test_an_actor_restarts_until_none_is_left(world):
+    epoch = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n", max_restarts=1)))
+    assert world.say(c.ActorStarted(epoch, b"a", 0, 77)).state == "ALIVE"
+    row = world.say(c.ActorFailed(epoch, b"a", 0, "crash"))
+    assert (row.state, row.restarts, row.epoch) == ("RESTARTING", 1, 0)
+    assert world.last.urgent
+    assert kind(world.say(c.ActorStarted(epoch, b"a", 0))) == "stale"  # a late word of life 0
+    assert kind(world.say(c.ActorFailed(epoch, b"a", 0, "again"))) == "stale"
+    world.say(c.ActorStarted(epoch, b"a", 1))
+    world.say(c.NodeDied(epoch, "x"))
+    row = world.say(c.ActorGet(b"a"))
+    assert (row.state, row.reason, row.ended_at) == ("DEAD", "node died: x", 1000.0)
+    assert kind(world.say(c.ActorByName("n", "x"))) == "missing"
+
+
+@pytest.mark.parametrize(("restart", "state"), [(True, "RESTARTING"), (False, "DEAD")])
+def test_an_actor_that_leaves_by_itself_does_not_restart(world, restart, state):
+    epoch = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", max_restarts=-1)))
+    world.say(c.ActorStarted(epoch, b"a", 0))
+    assert world.say(c.ActorFailed(epoch, b"a", 0, "exit", restart)).state == state
+
+
+def test_an_actor_runs_in_one_place(world):
+    first, second = world.join(b"n1"), world.join(b"n2", b"d2")
+    world.say(c.ActorRegister(Actor(b"a", "K")))
+    world.say(c.ActorStarted(first, b"a", 0))
+    assert kind(world.say(c.ActorStarted(second, b"a", 0))) == "stale"
+    assert kind(world.say(c.ActorFailed(second, b"a", 0, "x"))) == "stale"
+    assert world.say(c.ActorGet(b"a")).epoch == first
+
+
+def test_names_are_unique_in_a_namespace_while_their_actor_lives(world):
+    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n")))
+    assert kind(world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n")))) == "exists"
+    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n"), True)).actor_id == b"a"
+    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="m"))).actor_id == b"b"
+    world.restart()
+    assert world.say(c.ActorByName("n", "x")).actor_id == b"a"
+    world.say(c.ActorKill(b"a"))
+    assert world.say(c.ActorRegister(Actor(b"d", "K", name="x", namespace="n"))).actor_id == b"d"
+    assert kind(world.say(c.ActorRegister(Actor(b"d", "K")))) == "exists"
+
+
+def test_kill_with_restart_is_a_failure(world):
+    epoch = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", max_restarts=-1)))
+    world.say(c.ActorStarted(epoch, b"a", 0))
+    assert world.say(c.ActorKill(b"a", no_restart=False)).state == "RESTARTING"
+    assert world.say(c.ActorKill(b"a", no_restart=False)).restarts == 1  # it is on its way already
+    assert world.say(c.ActorKill(b"a")).state == "DEAD"
+
+
+# ---- jobs and placement groups ------------------------------------------------------------------------
+
+
+def test_a_job_ends_with_its_driver_and_takes_its_own_with_it(world):
+    job = world.say(c.JobStart("ns", "main.py"), b"driver")
+    world.say(c.ActorRegister(Actor(b"a", "K", job=job)))
+    world.say(c.ActorRegister(Actor(b"d", "K", job=job, detached=True)))
+    world.say(c.GroupCreate(PlacementGroup(b"g", [{"CPU": 1.0}], job=job)))
+    world.say(c.GroupCreate(PlacementGroup(b"h", [{"CPU": 1.0}], job=job, detached=True)))
+    assert world.state.owns(b"driver") == (False, True)
+    changes = world.gone(b"driver", "its connection closed")
+    assert changes.urgent
+    assert [world.say(c.ActorGet(key)).state for key in (b"a", b"d")] == ["DEAD", "PENDING_CREATION"]
+    assert [world.say(c.GroupGet(key)).state for key in (b"g", b"h")] == ["REMOVED", "PENDING"]
+    (row,) = world.state.jobs.values()
+    assert (row.state, row.reason) == ("FAILED", "its connection closed")
+    assert world.say(c.JobEnd(job)) is False
+    assert kind(world.say(c.JobEnd(9))) == "missing"
+    world.restart()
+    assert world.say(c.JobStart("ns")) == 2
+
+
+def test_goodbye_ends_what_is_the_clients_without_a_failure(world):
+    epoch = world.join(client=b"c")
+    world.batch(1, c.JobStart("ns"))
+    world.batch(2, c.Goodbye())
+    (job,) = world.state.jobs.values()
+    assert job.state == "FINISHED"
+    assert epoch not in world.state.nodes.by_epoch
+    assert b"c" not in world.state.sessions.rows
+
+
+def test_a_placement_group_loses_a_node_and_is_placed_again(world):
+    first, second = world.join(b"n1"), world.join(b"n2", b"d2")
+    world.say(c.GroupCreate(PlacementGroup(b"g", [{"CPU": 1.0}, {"CPU": 2.0}], "SPREAD", name="x")))
+    assert world.say(c.GroupByName("", "x")).state == "PENDING"
+    assert kind(world.say(c.GroupPlaced(b"g", 0, [first]))) == "invalid"
+    assert world.say(c.GroupPlaced(b"g", 0, [first, second])).state == "PLACED"
+    assert kind(world.say(c.GroupPlaced(b"g", 0, [first, second]))) == "stale"
+    world.say(c.NodeDied(first, "x"))
+    group = world.say(c.GroupGet(b"g"))
+    assert (group.state, group.attempt, group.epochs) == ("RESCHEDULING", 1, [0, second])
+    world.restart()
+    assert kind(world.say(c.GroupPlaced(b"g", 0, [second, second]))) == "stale"  # of the older search
+    assert kind(world.say(c.GroupPlaced(b"g", 1, [first, second]))) == "stale"  # on a dead node
+    assert world.say(c.GroupPlaced(b"g", 1, [second, second])).state == "PLACED"
+    assert world.say(c.GroupRemove(b"g")).state == "REMOVED"
+    assert kind(world.say(c.GroupByName("", "x"))) == "missing"
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        PlacementGroup(b"", [{"CPU": 1.0}]),
+        PlacementGroup(b"g", []),
+        PlacementGroup(b"g", [{"CPU": 1.0}], "ROUND_ROBIN"),
+    ],
+)
+def test_a_placement_group_that_makes_no_sense_is_refused(world, group):
+    assert kind(world.say(c.GroupCreate(group))) == "invalid"
+
+
+# ---- batches, versions, restarts ----------------------------------------------------------------------
+
+
+def test_a_repeated_batch_is_applied_once_also_by_the_next_server(world):
+    reply = world.batch(1, c.JobStart("ns"), c.KvPut("n", b"k", b"v"))
+    assert world.batch(1, c.JobStart("ns"), c.KvPut("n", b"k", b"v")) == reply
+    assert not world.last
+    world.restart()
+    assert world.batch(1, c.JobStart("ns"), c.KvPut("n", b"k", b"v")) == reply
+    assert len(world.state.jobs.rows) == 1
+    world.batch(2, c.JobStart("ns"))
+    assert len(world.state.jobs.rows) == 2
+    with pytest.raises(tables.StaleBatch):
+        world.batch(1, c.JobStart("ns"))
+
+
+def test_a_batch_goes_on_after_a_refused_command_and_shows_rows_as_they_were(world):
+    epoch = world.join()
+    reply = world.batch(
+        1,
+        c.ActorRegister(Actor(b"a", "K")),
+        c.KvGet("a\0b", []),
+        c.ActorGet(b"none"),
+        c.ActorStarted(epoch, b"a", 0),
+    )
+    first, second, third, fourth = msgspec.msgpack.decode(reply, type=list[c.Result])
+    decode = records.Actor.__struct_fields__.index("state")
+    assert first.value[decode] == "PENDING_CREATION"
+    assert fourth.value[decode] == "ALIVE"
+    assert (second.value, third.kind) == ([], "missing")
+
+
+def test_sessions_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(tables, "SESSIONS_MAX", 2)
+    for number in range(3):
+        world.batch(1, c.KvPut("n", b"k", b"v"), client=b"c%d" % number)
+    assert list(world.state.sessions.rows) == [b"c1", b"c2"]
+    assert {key for name, key in world.rows if name == "session"} == {b"c1", b"c2"}
+
+
+def test_subscribers_poll_by_version(world, monkeypatch):
+    start, rows = world.say(c.TableRead("node"))
+    assert rows == []
+    epoch = world.join()
+    world.say(c.NodeDied(epoch, "x"))
+    version, events = world.say(c.TableSince("node", start))
+    assert [event.version for event in events] == [start + 1, start + 2]
+    assert [msgspec.msgpack.decode(event.value, type=Node).state for event in events] == ["ALIVE", "DEAD"]
+    assert world.say(c.TableSince("node", version)) == (version, [])
+    assert world.say(c.TableSince("node", version + 1))[1] is None
+    world.restart()
+    later, events = world.say(c.TableSince("node", version))
+    assert events is None  # a version of another server
+    assert later > version
+    assert kind(world.say(c.TableRead("session"))) == "missing"
+    monkeypatch.setattr(table, "EVENTS_KEPT_MAX", 4)
+    small = World()
+    start, _ = small.say(c.TableRead("job"))
+    for _ in range(6):
+        small.say(c.JobStart("n"))
+    assert small.say(c.TableSince("job", start))[1] is None
+    assert len(small.say(c.TableSince("job", start + 2))[1]) == 4
+
+
+def test_a_message_reaches_a_channel_and_leaves_nothing(world):
+    world.say(c.Publish("logs", b"line"))
+    (event,) = world.last.events
+    assert (event.topic, event.version, event.value) == ("channel:logs", 0, b"line")
+    assert not world.last.rows
+
+
+def test_a_restart_has_what_was_persisted(world):
+    epoch, other = world.join(), world.join(b"n2", b"d2")
+    world.batch(1, c.JobStart("ns", "main.py", metadata={"a": "b"}), c.KvPut("n", b"k", b"v"))
+    world.say(c.ActorRegister(Actor(b"a", "K", job=1, name="x", resources={"CPU": 0.5})))
+    world.say(c.ActorStarted(epoch, b"a", 0))
+    world.say(c.GroupCreate(PlacementGroup(b"g", [{"GPU": 0.5}], "STRICT_SPREAD")))
+    world.say(c.GroupPlaced(b"g", 0, [other]))
+    world.say(c.ObjectsAdd(epoch, [(b"o", 7, b"t")]))
+    world.say(c.FunctionPut(b"h", b"code", 1))
+    world.say(c.TasksReport(epoch, [Task(b"t", "f"), Task(b"u", "f", state="FINISHED")]))
+    world.say(c.NodeDied(other, "x"))
+    before = world.contents()
+    world.restart()
+    assert world.contents() == before
