@@ -111,6 +111,8 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
     const Function& f = segment_.function(r.function);
     if (w & kFlagCancel)
       fail(r, h, kErrorCancelled, nullptr);
+    else if (!over_.empty() && is_over(r))
+      fail(r, h, kErrorOwnerDied, nullptr);
     else if (crash.actor >= 0 && is_actor_class(r.cls))
       return settle_call(r, h, w, crash, waited);
     else if (f.max_retries < 0 || r.attempts < f.max_retries)
