@@ -117,7 +117,7 @@ class Reaper {
   bool give_back(Orphan& orphan);
 
   // reaper_jobs.cpp
-  bool is_over(const Record& r) const;
+  bool is_over(const Record& r, uint32_t dead) const;
 
   // reaper_blocks.cpp
   static bool is_live(void* self, Handle h, Offset block);

@@ -16,9 +16,11 @@ uint32_t owner_of(const Record& r) {
 
 }  // namespace
 
-// A task of a job that is over, with no owner alive. A call of an actor is none: who called is not known any more.
-bool Reaper::is_over(const Record& r) const {
-  return r.kind == kTask && !is_actor_class(r.cls) && owner_of(r) == node_.slot_ &&
+// A task of a job that is over, whose owner was the process in slot `dead` or died before it. A call of an actor is
+// none: who called is not known any more.
+bool Reaper::is_over(const Record& r, uint32_t dead) const {
+  uint32_t owner = owner_of(r);
+  return r.kind == kTask && !is_actor_class(r.cls) && (owner == node_.slot_ || owner == dead) &&
          over_.count(segment_.cls(r.cls).job) != 0;
 }
 

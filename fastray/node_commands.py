@@ -248,6 +248,7 @@ def _look(arguments: argparse.Namespace) -> int:
             _show_status(attachment, node.info(), arguments.json)
         else:
             _show_table(getattr(node_state, arguments.table)(attachment), arguments.json)
+        attachment.detach()
     finally:
         os.close(node.segment_fd)
         os.close(node.bell_fd)

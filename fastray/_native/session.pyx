@@ -144,6 +144,12 @@ cdef class Attachment:
         self.segment.close_fd()
         return False
 
+    def detach(self):
+        """The end of an attachment that was never activated: gives the memory back."""
+        del self.process
+        self.process = new Process()
+        self.segment.detach()
+
     def abandon(self):
         """In a forked child: forgets the session without touching it."""
         if self.active:
@@ -279,6 +285,18 @@ cdef class Attachment:
                          bool(actor.flags.load() & kActorDetached), actor.restarts.load(),
                          self.segment.cls(kActorClass + a).job, actor.end.load()))
         return rows
+
+    def classes_in_use(self):
+        """How many scheduling classes of tasks have an entry."""
+        cdef uint32_t c
+        return sum([self.segment.cls(c).state.load() != EMPTY for c in range(self.segment.header().classes_used.load())])
+
+    def functions_in_use(self):
+        """How many functions, actor classes and runtime_envs of jobs have an entry; those that all jobs share do not
+        count."""
+        cdef uint32_t f
+        return sum([self.segment.function(f).state.load() != EMPTY and self.segment.function(f).job != 0
+                    for f in range(1, self.segment.header().functions_used.load())])
 
     # ---- scheduling classes --------------------------------------------------------------------------
 
