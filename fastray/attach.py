@@ -181,5 +181,14 @@ def _open_pid(pid: int) -> int:
         return -1
 
 
+def own_umask() -> int:
+    """The mode bits that files of this process are made without."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
 def _entrypoint() -> str:
     return " ".join(sys.argv)[:159]

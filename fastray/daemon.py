@@ -78,7 +78,7 @@ def _spawn(starter: socket.socket) -> int:
         (os.POSIX_SPAWN_DUP2, fd, STARTER_FD),
     ]
     try:
-        return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions)  # type: ignore[arg-type]
+        return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions)
     finally:
         os.close(fd)
 
@@ -172,6 +172,7 @@ def _to_log(path: str) -> None:
 
 def _write_info(path: str, info: dict[str, object]) -> None:
     name = os.path.join(path, sessions.INFO)
-    with open(f"{name}.new", "w", encoding="utf-8") as file:
+    fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
         json.dump(info, file)
     os.rename(f"{name}.new", name)

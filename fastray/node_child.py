@@ -107,6 +107,7 @@ def _become_part_of(job: dict[str, Any]) -> None:
     os.environ.update(job["environ"])
     if gpus is not None:
         os.environ["FASTRAY_DRIVER_GPUS"] = gpus
+    os.umask(job["umask"])
     sys.path[:] = job["sys_path"]
     sys.path_importer_cache.clear()
     fastray.worker.driver_namespace = job["namespace"]

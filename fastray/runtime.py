@@ -1,8 +1,8 @@
 """A process's part in a session: `Runtime`, and the one place where it is made and ended.
 
-A driver's runtime starts a private node (`node_process.py`) or attaches to a daemon's (`attach.py`), shares a segment
-with it, and prints what tasks print; a worker's is made by worker.py over the segment it was born with. It is handed to whatever needs it;
-only the entry points of api.py and the slow start of a call ask for `current_runtime()`.
+A driver's runtime starts a private node (`node_process.py`) or attaches to a daemon's (`attach.py`), shares a
+segment with it, and prints what tasks print; a worker's is made by worker.py over the segment it was born with. It
+is handed to whatever needs it; only the entry points of api.py and the slow start of a call ask for `current_runtime()`.
 
     ensure_attached     the first use of the API starts a session
     start / stop        init and shutdown
@@ -272,7 +272,7 @@ def check_node() -> None:
 
 
 def node_resources(given: dict[str, Any]) -> tuple[dict[str, int], int, int]:
-    """(totals in 1/10000 of a unit by name, whole CPUs, bytes of the object store) of a daemon's node, see daemon.py."""
+    """(totals in 1/10000 of a unit by name, whole CPUs, bytes of the object store) of a daemon's node."""
     options = parse_init(
         **{name: given[name] for name in ("num_cpus", "num_gpus", "resources", "object_store_memory")}
     )
@@ -343,6 +343,7 @@ def _attach(address: str, options: InitOptions) -> Runtime:
     runtime.use_job_environment(
         {
             **describe_process(),
+            "umask": attach.own_umask(),
             "environ": dict(os.environ),
             "namespace": options.namespace or "",
             "labels": node.info().get("labels"),

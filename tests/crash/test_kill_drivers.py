@@ -53,7 +53,8 @@ while True:
     refs = [leaf.remote(i) for i in range(10_000)]
     chain = leaf.remote(0)
     for _ in range(200): chain = leaf.remote(chain)
-    more = [two.remote(i) for i in range(200)] + [tree.remote(4)] + [c.add.remote(big) for c in counters for _ in range(50)]
+    more = [two.remote(i) for i in range(200)] + [tree.remote(4)]
+    more += [c.add.remote(big) for c in counters for _ in range(50)]
     items = stream.remote(50)
     other = counters[0].spawn.remote()
     print("in flight", flush=True)
