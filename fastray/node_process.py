@@ -1,6 +1,8 @@
 """The driver's handle on the node process it started: starting it, noticing its death, ending it, its logs.
 
-`AttachedNode` (attach.py) is the same for a daemon's node. The node is started with posix_spawn (no fork of the driver, which may have threads) as `python -c`, with the
+`AttachedNode` (attach.py) is the same for a daemon's node.
+
+The node is started with posix_spawn (no fork of the driver, which may have threads) as `python -c`, with the
 segment, the bell, the control socket and the log socket as file descriptors 3 to 6. It boots on its own; the
 driver does not wait for it. `fastray.node` has the other side.
 """

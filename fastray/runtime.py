@@ -2,7 +2,8 @@
 
 A driver's runtime starts a private node (`node_process.py`) or attaches to a daemon's (`attach.py`), shares a
 segment with it, and prints what tasks print; a worker's is made by worker.py over the segment it was born with. It
-is handed to whatever needs it; only the entry points of api.py and the slow start of a call ask for `current_runtime()`.
+is handed to whatever needs it; only the entry points of api.py and the slow start of a call ask for
+`current_runtime()`.
 
     ensure_attached     the first use of the API starts a session
     start / stop        init and shutdown

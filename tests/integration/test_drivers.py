@@ -9,15 +9,16 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import struct
 import sys
 
 import pytest
 from daemon_helpers import Daemon
-from integration_helpers import eventually, is_alive, note, open_gate, tally, wait_for_gate
+from integration_helpers import eventually, is_alive, tally, wait_for_gate
 
 import fastray
-from fastray import attach, control, sessions
+from fastray import control, sessions
 from fastray.exceptions import ActorDiedError, InvalidOptionError, OwnerDiedError
 from fastray.util import state
 
@@ -53,9 +54,7 @@ def comes_back_to(daemon, before):
 
 
 def test_an_attached_driver_is_a_driver_like_any_other(daemon):
-    with fastray.init(address="auto", namespace="here") if os.environ.get("FASTRAY_TMPDIR") else fastray.init(
-        address=daemon.path, namespace="here"
-    ) as context:
+    with fastray.init(address=daemon.path, namespace="here") as context:
         assert context.address_info["node_pid"] == daemon.pid
         assert context.address_info["session_name"] == daemon.info["session"]
         assert context.address_info["address"] == f"unix:{daemon.path}/node.sock"
@@ -239,7 +238,7 @@ def test_three_drivers_at_once_see_only_their_own(daemon, tmp_path, start_progra
 HOG = """
 import os, sys
 import fastray
-from integration_helpers import note, open_gate
+from integration_helpers import note
 folder, mine = sys.argv[1:]
 fastray.init(address=os.environ["DAEMON"])
 
@@ -479,7 +478,7 @@ def test_nobody_else_may_attach(daemon):
         try:
             fd = os.open(daemon.path, os.O_PATH)  # past the directory's mode: the daemon looks too
             os.setresuid(65534, 65534, 65534)
-            connection = attach.sessions.socket.socket(attach.socket.AF_UNIX, attach.socket.SOCK_SEQPACKET)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 connection.connect(f"/proc/self/fd/{fd}/node.sock")
                 connection.settimeout(GET_S)
@@ -491,5 +490,3 @@ def test_nobody_else_may_attach(daemon):
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
 
-
-_USED = (note, open_gate)

@@ -17,6 +17,7 @@ from integration_helpers import GONE_S, is_alive, marked_pids, program_environme
 import fastray
 
 WAIT_S = 60
+START = [sys.executable, "-m", "fastray", "start", "--head"]
 
 
 class Shell:
@@ -107,9 +108,8 @@ def test_a_second_node_needs_a_port_or_a_place_of_its_own(shell, tmp_path):
 
 
 def test_two_that_start_at_once_are_one(shell):
-    command = [sys.executable, "-m", "fastray", "start", "--head"]
     both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell.env)
+        subprocess.Popen(START, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell.env)
         for _ in range(2)
     ]
     ends = [(process.communicate(timeout=WAIT_S), process.returncode) for process in both]
@@ -188,9 +188,7 @@ def test_stop_ends_what_tasks_started(shell, tmp_path, how):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_node_that_blocks_ends_with_its_command(shell, number):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastray", "start", "--head", "--block"], stdout=subprocess.PIPE, text=True, env=shell.env
-    )
+    process = subprocess.Popen([*START, "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
     line = ""
     while "To end it" not in line:
         line = process.stdout.readline()
@@ -205,9 +203,7 @@ def test_a_node_that_blocks_ends_with_its_command(shell, number):
 
 
 def test_a_command_that_blocks_ends_with_its_node(shell):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastray", "start", "--head", "--block"], stdout=subprocess.PIPE, text=True, env=shell.env
-    )
+    process = subprocess.Popen([*START, "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
     while "To end it" not in process.stdout.readline():
         pass
     shell("stop")
