@@ -26,6 +26,8 @@ std::string LocalScheduler::start(const Fds& fds) {
   SchedulerState::Limits limits;
   limits.cpus = std::max(header.cpus, 1u);
   limits.cpu = -1;
+  limits.prestart = fds.listen < 0;  // a daemon's workers are each a job's
+  if (fds.listen >= 0) limits.spare_env_ns = SchedulerState::kSpareDefaultNs;
   uint32_t resources = header.resources_used.load(std::memory_order_acquire);
   for (uint32_t i = 0; i < resources; ++i) {
     limits.total[i] = static_cast<int64_t>(header.resources[i].total);
@@ -35,8 +37,7 @@ std::string LocalScheduler::start(const Fds& fds) {
   if (limits.cpu < 0) return "the segment names no CPU resource";
   state_ = std::make_unique<SchedulerState>(limits);
   make_default_class();
-  logs_.set_fd(fds.log);
-  return "";
+  return fds.listen >= 0 ? open_listener() : open_private_driver();
 }
 
 std::string LocalScheduler::open_everything(const Fds& fds) {
@@ -44,21 +45,11 @@ std::string LocalScheduler::open_everything(const Fds& fds) {
   sigset_t children;
   sigemptyset(&children);
   sigaddset(&children, SIGCHLD);
+  if (fds.listen >= 0) sigaddset(&children, SIGTERM);
   sigprocmask(SIG_BLOCK, &children, nullptr);
   signals_ = signalfd(-1, &children, SFD_NONBLOCK | SFD_CLOEXEC);
   if (epoll_ < 0 || signals_ < 0) return std::string("epoll or signalfd: ") + strerror(errno);
   bool ok = watch(fds.bell, EPOLLIN, kBell, 0) && watch(signals_, EPOLLIN, kChildren, 0);
-  if (ok && fds.driver >= 0) {
-    ok = watch(fds.driver, EPOLLIN | EPOLLRDHUP, kDriver, 0);
-    // the socket's end may be open in a child of the driver: its death is told by the pidfd
-    ucred peer{};
-    socklen_t bytes = sizeof peer;
-    if (getsockopt(fds.driver, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) == 0 && peer.pid > 0) {
-      driver_pidfd_ = os::pidfd_open(peer.pid);
-      if (driver_pidfd_ >= 0) ok = ok && watch(driver_pidfd_, EPOLLIN, kDriverDeath, 0);
-      if (driver_pidfd_ == -ESRCH) leaving_ = driver_gone_ = true;
-    }
-  }
   return ok ? "" : std::string("epoll_ctl: ") + strerror(errno);
 }
 
@@ -118,8 +109,10 @@ void LocalScheduler::step(int64_t now) {
   if (now >= sweep_at_) {
     if (reaper_->has_adopted()) reaper_->sweep();
     process_.sweep_logs();
+    retire_jobs();
     sweep_at_ = now + kSweepNs;
   }
+  look_at_leavers(now);
   tick_ = moved_ ? kTickMin : std::min(tick_ * 2, kTickMax);
   if (!is_quiet())
     quiet_since_ = -1;
@@ -287,6 +280,8 @@ void LocalScheduler::wake_stuck() {
 
 bool LocalScheduler::is_quiet() const {
   if (state_->has_backlog() || !requests_.empty() || rung_) return false;
+  for (const auto& [id, d] : drivers_)
+    if (d.left && d.control >= 0) return false;  // it waits for the last of its logs
   for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
     if (!workers_[slot].used) continue;
     const Proc& p = segment_.proc(slot);
@@ -301,7 +296,7 @@ bool LocalScheduler::is_quiet() const {
 int64_t LocalScheduler::timeout(int64_t now) {
   int64_t deadline = state_->next_deadline();
   if (quiet_since_ < 0 || now - quiet_since_ < kDormantAfter) return std::min(deadline, now + tick_);
-  if (reaper_->has_adopted()) deadline = std::min(deadline, sweep_at_);
+  if (reaper_->has_adopted() || !ended_jobs_.empty()) deadline = std::min(deadline, sweep_at_);
   return deadline;
 }
 
@@ -340,21 +335,24 @@ void LocalScheduler::handle(uint64_t data, uint32_t events) {
       tick_ = kTickMin;
       rung_ = true;
       return;
+    case kListen:
+      return accept_drivers();
     case kDriver:
-      return receive(fds_.driver, true);
+      return on_driver_socket(slot);
     case kDriverDeath:
-      leaving_ = driver_gone_ = true;
-      return;
+      return leave(slot, true, false);
     case kLogs:
       (void)events;
-      return after_flush();
+      if (drivers_.count(slot) != 0) after_flush(drivers_[slot].job);
+      return;
     case kChildren:
       return reap();
     case kStdout:
     case kStderr:
       return read_pipe(slot, tag);
     case kWorkerControl:
-      if (workers_[slot].control >= 0) receive(workers_[slot].control, false);
+      if (workers_[slot].control >= 0 && !receive(workers_[slot].control, nullptr))
+        epoll_ctl(epoll_, EPOLL_CTL_DEL, workers_[slot].control, nullptr);
       return;
   }
 }

@@ -5,6 +5,9 @@
 //   dormant   no tick at all: all leased workers sleep, no queue has work. Wakers ring the bell then
 //   request   what only Python can do: fork, import modules, leave; run() returns with it
 //   standing  a class without a lease: the node's bit is in its `sleeping` set, so that a submitter rings
+//   driver    a process with a control socket to us. A private node has one, that started it and whose end is its
+//             own; a daemon has a socket where drivers attach and leave, each with its job
+//   job over  its driver is gone: what it owns is dropped, what works for it is killed, detached actors live on
 //
 // It never sees a task: workers claim from the queues themselves. What to do is decided in SchedulerState;
 // here are the clock, epoll, signals and shared memory. One thread; Python calls run() again and again.
@@ -13,9 +16,12 @@
 //   local_scheduler_workers.cpp  workers: fork, death, pipes; messages; the end
 //   local_scheduler_actors.cpp   actors: start, restart, death, the last handle
 //   local_scheduler_limits.cpp   tasks that run longer than their limit
+//   local_scheduler_drivers.cpp  drivers: attaching, leaving, what their tasks print
+//   local_scheduler_jobs.cpp     the end of a job, and of what is left of it
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,7 +36,7 @@ namespace fastray {
 
 // A message on a control socket (SOCK_SEQPACKET), from a driver or a worker; `bytes` of text follow.
 enum class Control : uint32_t {
-  kShutdown = 1,    // driver: kill everything and leave
+  kShutdown = 1,    // driver: it leaves; `force`: but goes on reading its mapping until it ends
   kCancel = 2,      // the worker in `slot` runs `handle`: SIGUSR1, or SIGKILL when `force`
   kPreload = 3,     // text: modules to import for later workers, one a line
   kKillWorker = 4,  // SIGKILL to the worker in `slot`
@@ -45,6 +51,30 @@ struct ControlMessage {
 };
 static_assert(sizeof(ControlMessage) == 24);
 
+// The first message of a driver on a daemon's socket; `text_bytes` follow: namespace, NUL, entry point.
+struct AttachHello {
+  uint64_t magic;
+  uint32_t wire_version;
+  uint32_t python;    // major << 8 | minor
+  uint32_t observer;  // 1: no job, it only looks
+  uint32_t text_bytes;
+};
+static_assert(sizeof(AttachHello) == 24);
+// The answer. With kAttached it carries descriptors: segment, bell and, unless an observer's, the log socket. With
+// kRefused text follows: why.
+enum AttachStatus : uint32_t { kAttached = 1, kRefused = 2 };
+struct AttachReply {
+  uint64_t magic;
+  uint64_t session;
+  uint32_t status;
+  uint32_t slot;
+  uint32_t job;
+  uint32_t pid;         // the node's
+  uint32_t text_bytes;
+  uint32_t reserved;
+};
+static_assert(sizeof(AttachReply) == 40);
+
 struct NodeRequest {
   enum Kind : uint32_t { kFork = 1, kPreload = 2, kExit = 3 } kind = kExit;
   uint32_t slot = 0;
@@ -57,7 +87,10 @@ struct NodeRequest {
 class LocalScheduler {
  public:
   struct Fds {
-    int segment, bell, driver, log;  // log: -1 when nobody wants what workers print
+    int segment, bell;
+    int driver, log;  // private node: its driver's; log: -1 when nobody wants what workers print
+    int listen;       // daemon: the socket where drivers attach; else -1
+    uint32_t python;  // daemon: major << 8 | minor of its interpreter
   };
   // Returns an empty string, or what went wrong.
   std::string start(const Fds& fds);
@@ -81,8 +114,22 @@ class LocalScheduler {
   static constexpr uint32_t kActorLook = 8;  // looks without a ring between two looks at all actors
   static constexpr uint32_t kFailedStartsMax = 5;
   static constexpr size_t kMessageBytesMax = 65536;
+  static constexpr uint32_t kUnattachedMax = 64;      // connections that have not said what they want
+  static constexpr int64_t kLogsWaitNs = 500 * kMs;   // for a driver that leaves to read the last of what was printed
 
-  enum Tag : uint32_t { kBell, kDriver, kDriverDeath, kLogs, kChildren, kStdout, kStderr, kWorkerControl };
+  enum Tag : uint32_t { kBell, kDriver, kDriverDeath, kLogs, kChildren, kStdout, kStderr, kWorkerControl, kListen };
+  struct Driver {
+    int control = -1, pidfd = -1, log = -1;
+    int pid = 0;
+    uint32_t slot = 0;       // 0: has not attached yet
+    uint32_t job = 0;        // 0: an observer
+    LogPump logs;
+    bool log_watched = false, pipes_paused = false;
+    uint32_t goodbye = 0;    // it said so; 2: and goes on reading what it has mapped
+    bool left = false;       // said goodbye, or is dead
+    bool settled = false;    // what its slot held is recovered
+    int64_t close_at = 0;    // when it has left: the time its logs may take
+  };
   struct Worker {
     bool used = false;
     int pid = -1;
@@ -92,6 +139,8 @@ class LocalScheduler {
     int actor = -1;  // index in the actor table
     LimitedTask hung{};  // killed because of this one
     int64_t born_ns = 0;
+    uint32_t job = 0;
+    bool doomed = false;  // killed with its job
   };
   struct ActorSeen {
     bool wanted = false;     // stands in the line
@@ -135,35 +184,67 @@ class LocalScheduler {
   void stand_for_dead(uint32_t a);
   void free_actor(uint32_t a);
   void kill_actor(const ControlMessage& m);
+  void end_actor(uint32_t a, ActorEnd why);
 
   // local_scheduler_limits.cpp
   std::vector<LimitedTask> limited_tasks(uint32_t slot) const;
   void watch_limits(int64_t now);
 
   // local_scheduler_workers.cpp
-  bool watch(int fd, uint32_t events, Tag tag, uint32_t slot);
+  bool watch(int fd, uint32_t events, Tag tag, uint32_t id);
   int prepare_fork(uint32_t env, int64_t now);
   void read_pipe(uint32_t slot, Tag tag);
-  void pause_pipes(bool pause);
-  void after_flush();
+  void pause_pipes(Driver& d);
+  LogPump& logs_of(const Worker& w);
+  void after_flush(uint32_t job);
   void reap();
   void worker_died(uint32_t slot, int status, uint64_t peak_bytes);
   CrashInfo examine(uint32_t slot, int status, uint64_t peak_bytes);
-  void receive(int fd, bool from_driver);
-  void on_message(const ControlMessage& m, const char* text, bool from_driver);
+  bool receive(int fd, Driver* from);
+  void on_message(const ControlMessage& m, const char* text, Driver* from);
   void cancel(const ControlMessage& m);
   void kill_all();
   void kill_orphans();
 
-  Fds fds_{-1, -1, -1, -1};
-  int epoll_ = -1, signals_ = -1, driver_pidfd_ = -1;
+  // local_scheduler_drivers.cpp
+  std::string open_private_driver();
+  std::string open_listener();
+  Driver* driver_of(uint32_t job);
+  void accept_drivers();
+  void on_driver_socket(uint32_t id);
+  void attach(uint32_t id, const AttachHello& hello, const char* text);
+  bool answer(Driver& d, int log);
+  void refuse(uint32_t id, const std::string& why);
+  void leave(uint32_t id, bool dead, bool reads_on);
+  void look_at_leavers(int64_t now);
+  void close_driver(uint32_t id);
+
+  // local_scheduler_jobs.cpp
+  uint32_t job_of_env(uint32_t env) const;
+  void begin_job(const Driver& d, const char* text, size_t bytes);
+  void end_job(const Driver& d);
+  bool is_over(uint32_t job) const;
+  void drop_job(uint32_t job);
+  bool has_workers(uint32_t job, bool doomed_only) const;
+  void doom(uint32_t slot);
+  void skip_stale(uint32_t cls);
+  template <class Visit>
+  void for_actors_of(uint32_t job, Visit&& visit) const;
+  bool has_actors(uint32_t job) const;
+  void retire_jobs();
+  bool retire(uint32_t job);
+
+  Fds fds_{-1, -1, -1, -1, -1, 0};
+  int epoll_ = -1, signals_ = -1;
+  std::map<uint32_t, Driver> drivers_;  // by connection: numbers are not used twice
+  uint32_t connections_ = 0;
+  std::vector<uint32_t> ended_jobs_;    // their drivers are gone, something of them is left
+  LogPump unheard_;                     // of workers whose driver is gone
   Segment segment_;
   Process process_;
   std::unique_ptr<Reaper> reaper_;
   std::unique_ptr<SchedulerState> state_;
   Watchdog watchdog_;
-  LogPump logs_;
-  bool log_watched_ = false, pipes_paused_ = false;
   std::vector<Worker> workers_;  // by slot
   std::vector<ClassSeen> classes_;
   std::vector<ActorSeen> actors_;

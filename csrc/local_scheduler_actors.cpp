@@ -248,15 +248,23 @@ void LocalScheduler::kill_actor(const ControlMessage& m) {
   uint32_t state = actor.state.load(std::memory_order_acquire);
   if (actor.creation.load(std::memory_order_acquire) != m.handle || !lives(state)) return;
   if (actors_.size() <= a) actors_.resize(a + 1);
-  if (m.force) {
-    uint32_t none = kEndNone;
-    actor.flags.fetch_or(kActorNoRestart, std::memory_order_acq_rel);
-    actor.end.compare_exchange_strong(none, kEndKilled, std::memory_order_acq_rel);
-  }
+  if (m.force) return end_actor(a, kEndKilled);
+  uint32_t slot = actor.slot.load(std::memory_order_acquire);
+  if (has_worker(state) && slot != 0 && workers_[slot].used && workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);
+}
+
+// For good: its process is killed, or it never gets one.
+void LocalScheduler::end_actor(uint32_t a, ActorEnd why) {
+  Actor& actor = segment_.actor(a);
+  if (actors_.size() <= a) actors_.resize(a + 1);
+  uint32_t none = kEndNone;
+  actor.flags.fetch_or(kActorNoRestart, std::memory_order_acq_rel);
+  actor.end.compare_exchange_strong(none, why, std::memory_order_acq_rel);
+  uint32_t state = actor.state.load(std::memory_order_acquire);
   uint32_t slot = actor.slot.load(std::memory_order_acquire);
   if (has_worker(state) && slot != 0 && workers_[slot].used) {
-    if (workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);
-  } else if (m.force) {
+    if (workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);  // else forked() does it
+  } else if (lives(state)) {
     CrashInfo crash{0, 0, 0, "", static_cast<int>(a), false, ""};
     bury(a, describe_death(a, crash));
   }

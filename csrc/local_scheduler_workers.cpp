@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,10 +28,10 @@ void close_fd(int& fd) {
 
 }  // namespace
 
-bool LocalScheduler::watch(int fd, uint32_t events, Tag tag, uint32_t slot) {
+bool LocalScheduler::watch(int fd, uint32_t events, Tag tag, uint32_t id) {
   epoll_event e{};
   e.events = events;
-  e.data.u64 = uint64_t{tag} << 32 | slot;
+  e.data.u64 = uint64_t{tag} << 32 | id;
   return epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e) == 0;
 }
 
@@ -53,11 +54,13 @@ int LocalScheduler::prepare_fork(uint32_t env, int64_t now) {
   }
   request.slot = static_cast<uint32_t>(slot);
   segment_.proc(request.slot).runtime_env = env;
+  segment_.proc(request.slot).job = job_of_env(env);
   if (workers_.size() <= request.slot) workers_.resize(request.slot + 1);
   Worker& w = workers_[request.slot];
   w = Worker{};
   w.used = true;
   w.born_ns = now;
+  w.job = job_of_env(env);
   w.control = control[0];
   w.out.fd = out[0];
   w.err.fd = err[0];
@@ -92,13 +95,14 @@ void LocalScheduler::forked(const NodeRequest& request, int pid) {
   }
   w.pid = pid;
   w.out.pid = w.err.pid = static_cast<uint32_t>(pid);
-  if (!pipes_paused_) {
+  Driver* driver = driver_of(w.job);
+  if (driver == nullptr || !driver->pipes_paused) {
     watch(w.out.fd, EPOLLIN, kStdout, request.slot);
     watch(w.err.fd, EPOLLIN, kStderr, request.slot);
   }
   watch(w.control, EPOLLIN, kWorkerControl, request.slot);
   bool killed = w.actor >= 0 && segment_.actor(static_cast<uint32_t>(w.actor)).end.load(std::memory_order_acquire);
-  if (killed) kill(pid, SIGKILL);  // kill() came between the decision and the fork
+  if (killed || w.doomed) kill(pid, SIGKILL);  // that came between the decision and the fork
   state_->worker_attached(request.slot, os::now_ns());  // it may be given a lease before it has booted
 }
 
@@ -118,58 +122,31 @@ void LocalScheduler::become_child(const NodeRequest& request) {
   sigset_t children;
   sigemptyset(&children);
   sigaddset(&children, SIGCHLD);
+  sigaddset(&children, SIGTERM);
   sigprocmask(SIG_UNBLOCK, &children, nullptr);
 }
 
-// ---- what they print -------------------------------------------------------------------------------
+// ---- what they print, see also local_scheduler_drivers.cpp --------------------------------------------
 
 void LocalScheduler::read_pipe(uint32_t slot, Tag tag) {
   Worker& w = workers_[slot];
   LogPump::Source& source = tag == kStdout ? w.out : w.err;
   if (source.fd < 0) return;
-  if (!logs_.read(source, 65536)) {
-    logs_.finish(source);
+  LogPump& logs = logs_of(w);
+  if (!logs.read(source, 65536)) {
+    logs.finish(source);
     close_fd(source.fd);
   }
-  after_flush();
-}
-
-void LocalScheduler::after_flush() {
-  logs_.flush();
-  bool waits = !logs_.empty();
-  if (waits != log_watched_ && fds_.log >= 0) {
-    if (waits)
-      watch(fds_.log, EPOLLOUT, kLogs, 0);
-    else
-      epoll_ctl(epoll_, EPOLL_CTL_DEL, fds_.log, nullptr);
-    log_watched_ = waits;
-  }
-  if (logs_.full() != pipes_paused_) pause_pipes(logs_.full());
-}
-
-void LocalScheduler::pause_pipes(bool pause) {
-  pipes_paused_ = pause;
-  for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
-    Worker& w = workers_[slot];
-    if (w.pid < 0) continue;
-    for (Tag tag : {kStdout, kStderr}) {
-      int fd = tag == kStdout ? w.out.fd : w.err.fd;
-      if (fd < 0) continue;
-      if (pause)
-        epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
-      else
-        watch(fd, EPOLLIN, tag, slot);
-    }
-  }
+  after_flush(w.job);
 }
 
 // ---- death -----------------------------------------------------------------------------------------
 
 // All children: workers, and what workers left behind (the node is their subreaper).
 void LocalScheduler::reap() {
-  char drain[1024];
-  while (read(signals_, drain, sizeof drain) > 0) {
-  }
+  signalfd_siginfo signal;
+  while (read(signals_, &signal, sizeof signal) == sizeof signal)
+    if (signal.ssi_signo == SIGTERM) leaving_ = true;
   int status;
   rusage used{};
   for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | WUNTRACED | WCONTINUED, &used)) > 0;) {
@@ -203,25 +180,26 @@ CrashInfo LocalScheduler::examine(uint32_t slot, int status, uint64_t peak_bytes
 void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes) {
   Worker& w = workers_[slot];
   kill(-w.pid, SIGKILL);  // what it started: its process group
-  if (w.out.fd >= 0) logs_.finish(w.out);
-  if (w.err.fd >= 0) logs_.finish(w.err);
+  if (w.out.fd >= 0) logs_of(w).finish(w.out);
+  if (w.err.fd >= 0) logs_of(w).finish(w.err);
   CrashInfo crash = examine(slot, status, peak_bytes);
   watchdog_.died(slot);
-  if (w.control >= 0) receive(w.control, false);
+  if (w.control >= 0) (void)receive(w.control, nullptr);
   for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
   bool attached = w.heartbeat != 0 || segment_.proc(slot).state.load(std::memory_order_acquire) == kProcAlive;
   if (w.actor >= 0) settle_actor(w, &crash, attached);
   w.used = false;
   w.pid = -1;
-  if (!attached) {  // it cannot even start: do not fork in a tight loop
+  if (!attached && !w.doomed) {  // it cannot even start: do not fork in a tight loop
     failed_starts_ = std::min(failed_starts_ + 1, 7u);
     fork_after_ = os::now_ns() + (int64_t{10} << failed_starts_) * kMs;
   }
   state_->worker_died(slot);
   reaper_->recover(slot, crash);
   if (crash.actor >= 0 && !crash.restarts) bury(static_cast<uint32_t>(crash.actor), crash.death);
+  if (is_over(w.job)) drop_job(w.job);
   write_lease_counts();
-  after_flush();
+  after_flush(w.job);
   moved_ = true;
   quiet_since_ = -1;
   tick_ = kTickMin;
@@ -229,31 +207,27 @@ void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes)
 
 // ---- messages --------------------------------------------------------------------------------------
 
-void LocalScheduler::receive(int fd, bool from_driver) {
+// False at the end of the connection.
+bool LocalScheduler::receive(int fd, Driver* from) {
   static thread_local char buffer[kMessageBytesMax];
   for (;;) {
     ssize_t n = recv(fd, buffer, sizeof buffer, MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno == EAGAIN) return;
-    if (n <= 0) {
-      if (from_driver)
-        leaving_ = driver_gone_ = true;
-      else
-        epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
-      return;
-    }
+    if (n < 0 && errno == EAGAIN) return true;
+    if (n <= 0) return false;
     ControlMessage m;
     if (static_cast<size_t>(n) < sizeof m) continue;
     memcpy(&m, buffer, sizeof m);
     if (static_cast<size_t>(n) != sizeof m + m.bytes) continue;
-    on_message(m, buffer + sizeof m, from_driver);
+    on_message(m, buffer + sizeof m, from);
+    if (from != nullptr && from->goodbye != 0) return true;
   }
 }
 
-void LocalScheduler::on_message(const ControlMessage& m, const char* text, bool from_driver) {
+void LocalScheduler::on_message(const ControlMessage& m, const char* text, Driver* from) {
   switch (static_cast<Control>(m.kind)) {
     case Control::kShutdown:
-      if (from_driver) leaving_ = true;
+      if (from != nullptr) from->goodbye = m.force ? 2 : 1;
       return;
     case Control::kCancel:
       return cancel(m);
@@ -282,7 +256,7 @@ void LocalScheduler::cancel(const ControlMessage& m) {
 
 // ---- the end ---------------------------------------------------------------------------------------
 
-// A private node ends with its driver, and everything it started ends with it.
+// Everything the node started ends with it.
 void LocalScheduler::kill_all() {
   for (Worker& w : workers_) {
     if (!w.used || w.pid <= 0) continue;
@@ -297,14 +271,16 @@ void LocalScheduler::kill_all() {
     if (pid == 0) poll(nullptr, 0, 1);
   }
   for (Worker& w : workers_) {
-    if (w.out.fd >= 0) logs_.finish(w.out);
-    if (w.err.fd >= 0) logs_.finish(w.err);
+    if (w.out.fd >= 0) logs_of(w).finish(w.out);
+    if (w.err.fd >= 0) logs_of(w).finish(w.err);
   }
   if (driver_gone_) return;
-  end = os::now_ns() + 500 * kMs;
-  for (logs_.flush(); !logs_.empty() && os::now_ns() < end; logs_.flush()) {
-    pollfd p{fds_.log, POLLOUT, 0};
-    poll(&p, 1, 10);
+  end = os::now_ns() + kLogsWaitNs;
+  for (auto& [id, d] : drivers_) {
+    for (d.logs.flush(); !d.logs.empty() && os::now_ns() < end; d.logs.flush()) {
+      pollfd p{d.log, POLLOUT, 0};
+      poll(&p, 1, 10);
+    }
   }
 }
 

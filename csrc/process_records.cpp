@@ -12,7 +12,7 @@ constexpr uint64_t kWakeBytes = 1 << 20;  // releasing this much of others' is w
 }  // namespace
 
 int Process::reserve_slot(const Segment& segment, uint32_t kind) {
-  for (uint32_t slot = 2; slot < kProcsMax; ++slot)  // 0 is the node's, 1 its first driver's
+  for (uint32_t slot = kPrivateDriver + 1; slot < kProcsMax; ++slot)
     if (take_slot(segment, slot, kind)) return static_cast<int>(slot);
   return -1;
 }
@@ -29,7 +29,7 @@ bool Process::take_slot(const Segment& segment, uint32_t slot, uint32_t kind) {
   p.lease.store(0, std::memory_order_relaxed);
   p.revoke.store(0, std::memory_order_relaxed);
   p.exiting.store(0, std::memory_order_relaxed);
-  p.runtime_env = p.gpus = 0;
+  p.runtime_env = p.gpus = p.job = 0;
   p.claim.store(0, std::memory_order_relaxed);
   p.acting.store(0, std::memory_order_relaxed);
   p.freeing.store(0, std::memory_order_relaxed);
@@ -56,6 +56,7 @@ std::string Process::attach(const Segment& segment, uint32_t kind, int slot, int
   recorder_ = &segment_.recorder(slot_);
   bell_fd_ = bell_fd;
   self_->pid = getpid();
+  if (kind == kProcDriver && slot_ == kPrivateDriver) self_->job = 1;
   id_base_ = uint64_t{self_->incarnation} << 40;
   fences_ = segment_.header().membarrier == 0;
   if (!fences_) os::membarrier_register();

@@ -111,6 +111,8 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
     const Function& f = segment_.function(r.function);
     if (w & kFlagCancel)
       fail(r, h, kErrorCancelled, nullptr);
+    else if (!over_.empty() && is_over(r, slot))
+      fail(r, h, kErrorOwnerDied, nullptr);
     else if (crash.actor >= 0 && is_actor_class(r.cls))
       return settle_call(r, h, w, crash, waited);
     else if (f.max_retries < 0 || r.attempts < f.max_retries)
@@ -258,7 +260,8 @@ void Reaper::retire_queues(uint32_t slot) {
       if (h == 0 || index_of(h) >= kRecordsMax) continue;
       uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);
       bool waits = state_of(w) == kWaiting && is_actor_class(q.cls);  // in its place among the calls
-      if ((state_of(w) == kReady || waits) && word_gen(w) == gen_of(h)) (void)node_.push_ready(h);
+      if ((state_of(w) != kReady && !waits) || word_gen(w) != gen_of(h)) continue;
+      if (over_.empty() || !is_over(segment_.record(h), slot)) (void)node_.push_ready(h);
     }
     Class& c = segment_.cls(q.cls);
     uint32_t mine = i;

@@ -5,6 +5,7 @@
 //   adopt     the node becomes the owner of its records; they are freed when nobody borrows them
 //   guard     a reference the node itself holds on each adopted record until all are counted
 //   delayed   a task that has killed workers again and again: ready, but in no queue until its time
+//   over      a job whose driver is gone: its tasks fail instead of running again
 //   orphan    an adopted record chunk: goes back to the pool when all of its records are free
 //
 // Each step looks at shared memory only and changes it by single swaps, so a step that was cut short is done
@@ -53,6 +54,18 @@ class Reaper {
   int64_t next_due() const;
   // Slow tick: frees what was adopted and is not borrowed any more.
   void sweep();
+
+  // What is left of a job that is over, see reaper_jobs.cpp.
+  struct Remains {
+    std::vector<uint32_t> running;  // slots of workers that run one of its tasks
+    std::vector<uint32_t> actors;   // actors it owned
+  };
+  void job_is_over(uint32_t job) { over_.insert(job); }
+  // `owners`: the node, and drivers of the job that are gone but for their mapping.
+  Remains drop_job(uint32_t job, const std::vector<uint32_t>& owners);
+  bool names_job(uint32_t job) const;
+  void forget_job(uint32_t job);
+
   bool has_adopted() const {
     return !orphans_.empty() || !node_.zombies_.empty() || !node_.limbo_.empty() || !node_.contained_.empty();
   }
@@ -103,6 +116,9 @@ class Reaper {
   void adopt_chunks(uint32_t slot);
   bool give_back(Orphan& orphan);
 
+  // reaper_jobs.cpp
+  bool is_over(const Record& r, uint32_t dead) const;
+
   // reaper_blocks.cpp
   static bool is_live(void* self, Handle h, Offset block);
   bool hangs_as_edge(const Record& r, Handle h, Offset block) const;
@@ -112,6 +128,7 @@ class Reaper {
   std::vector<Orphan> orphans_;
   std::vector<Delayed> delayed_;
   AttemptLog attempts_;
+  std::unordered_set<uint32_t> over_;
 };
 
 }  // namespace fastray

@@ -162,6 +162,7 @@ void Reaper::go_on(const std::vector<Handle>& adopted) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
     if (word_gen(w) != gen_of(h) || owner_of(r) != node_.slot_) continue;
+    if (!over_.empty() && is_over(r, node_.slot_)) continue;
     bool ordered = r.kind == kTask && node_.is_ordered(r.cls);  // it takes its place while it waits
     if (state_of(w) == kReady && r.kind == kTask) (void)node_.push_ready(h);
     if (state_of(w) == kWaiting && ordered) (void)node_.push_ready(h);

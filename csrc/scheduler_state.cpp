@@ -20,6 +20,10 @@ void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env)
   c.env = env;
 }
 
+void SchedulerState::class_gone(uint32_t cls) {
+  if (cls < classes_.size() && classes_[cls].leases == 0) classes_[cls] = Class{};
+}
+
 void SchedulerState::worker_starting(uint32_t slot, uint32_t env) {
   if (workers_.size() <= slot) workers_.resize(slot + 1);
   workers_[slot] = Worker{};
@@ -179,7 +183,7 @@ uint32_t SchedulerState::wanted(uint32_t cls) const {
   if (!c.known || !feasible(cls)) return 0;
   uint32_t n = awake(cls);
   uint32_t more = c.backlog && !has_idle(cls) ? 1 : 0;
-  if (cls == 0) {
+  if (cls == 0 && limits_.prestart) {
     if (n >= limits_.cpus) return more;
     // without work it takes only what nobody else is waiting for
     return c.backlog || !somebody_waits() ? limits_.cpus - n : 0;
@@ -412,7 +416,7 @@ void SchedulerState::retire_spares(int64_t now) {
   for (uint32_t s : slots_) {
     Worker& w = workers_[s];
     if (!w.alive || w.actor || w.exiting || w.cls >= 0 || (w.env == 0 && defaults <= limits_.cpus)) continue;
-    int64_t end = w.since + (w.env == 0 ? kSpareDefaultNs : kSpareEnvNs);
+    int64_t end = w.since + (w.env == 0 ? kSpareDefaultNs : limits_.spare_env_ns);
     if (now < end) {
       due(end);
       continue;

@@ -54,12 +54,16 @@ class SchedulerState {
     uint32_t cpus = 1;
     int cpu = 0;   // resource indices; -1: the node has none
     int gpu = -1;
+    bool prestart = true;  // leases and workers of class 0 before there is work
+    int64_t spare_env_ns = kSpareEnvNs;
   };
   explicit SchedulerState(const Limits& limits);
 
   // ---- events --------------------------------------------------------------------------------
   void class_seen(uint32_t cls, const Units& demand, uint32_t env);
   void class_backlog(uint32_t cls, bool backlog) { classes_[cls].backlog = backlog; }
+  // Its job is over: the number may come back as another class.
+  void class_gone(uint32_t cls);
   void class_stand_taken(uint32_t cls) { classes_[cls].standing = false; }
   void worker_starting(uint32_t slot, uint32_t env);
   void worker_attached(uint32_t slot, int64_t now);

@@ -42,6 +42,7 @@ struct Layout {
     h.functions = take(sizeof(Function) * kFunctionsMax);
     h.actors = take(sizeof(Actor) * kActorsMax);
     h.actor_logs = take(sizeof(uint64_t) * kActorLogEntries * kActorsMax);
+    h.jobs = take(sizeof(Job) * kJobsKept);
     h.chunk_owners = take(sizeof(uint32_t) * kChunksMax);
     h.returned = take(uint64_t{kRecordsMax} / 8);
     h.records = take(sizeof(Record) * uint64_t{kRecordsMax});

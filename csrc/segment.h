@@ -36,6 +36,7 @@ class Segment {
   Queue& queue(uint32_t q) const { return at<Queue>(header().queues)[q]; }
   Function& function(uint32_t f) const { return at<Function>(header().functions)[f]; }
   Actor& actor(uint32_t a) const { return at<Actor>(header().actors)[a]; }
+  Job& job(uint32_t number) const { return at<Job>(header().jobs)[number % kJobsKept]; }
   Actor& actor_of_class(uint32_t cls) const { return actor(cls - kActorClass); }
   std::atomic<uint64_t>& actor_log(uint32_t a, uint64_t n) const {
     uint64_t entry = uint64_t{a} * kActorLogEntries + n % kActorLogEntries;

@@ -23,7 +23,7 @@ namespace fastray {
 using Offset = uint64_t;  // bytes from the start of the segment; 0 is "none"
 using Handle = uint64_t;  // generation << 32 | record index; 0 is "none"
 
-inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kWireVersion = 2;
 inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
@@ -246,6 +246,7 @@ enum ProcState : uint32_t {
   kProcDead = 3,      // kernel-confirmed; the reaper is at work or left records to adopt
 };
 enum ProcKind : uint32_t { kProcNode = 0, kProcDriver = 1, kProcWorker = 2 };
+inline constexpr uint32_t kPrivateDriver = 1;  // slot of the driver that started the node; 0 is the node's
 
 struct alignas(kCacheLine) Proc {
   // read-mostly line
@@ -258,7 +259,8 @@ struct alignas(kCacheLine) Proc {
   uint32_t runtime_env;           // function-table index of its runtime_env, or 0
   uint32_t gpus;                  // bit mask of the GPU indices leased
   std::atomic<uint32_t> exiting;  // asked to leave
-  uint32_t pad0[7];
+  uint32_t job;                   // number of the job it works for; 0: none (the node, an observer)
+  uint32_t pad0[6];
   // written by the process itself
   alignas(kCacheLine) std::atomic<uint64_t> claim;  // handle of the task it claims or runs
   std::atomic<uint64_t> heartbeat;                  // tasks started
@@ -325,6 +327,7 @@ struct Class {
   uint64_t demand[kResourcesMax];  // in 1/10000 of a unit, by resource index
   std::atomic<uint32_t> leases;    // workers leased to it (the node writes)
   std::atomic<uint32_t> changes;   // bumped when a process becomes a producer
+  uint32_t job;                    // whose it is; 0: everybody's
   alignas(kCacheLine) ProcSet sleeping;   // leased workers that sleep; whoever clears a bit must wake
   alignas(kCacheLine) ProcSet polling;    // leased workers that look for work, or were just woken
   alignas(kCacheLine) ProcSet producers;  // processes with a queue of this class
@@ -350,6 +353,7 @@ struct alignas(kCacheLine) Function {
   uint16_t writer;       // process slot while state is 1
   uint32_t timeout_ms;   // longest run of a task, 0: no limit
   char name[64];         // for messages, cut, NUL-terminated
+  uint32_t job;          // whose it is, freed with it; 0: everybody's, stays
 };
 static_assert(sizeof(Function) == 128);
 
@@ -384,6 +388,7 @@ enum ActorEnd : uint32_t {
   kEndHandlesGone = 5,
   kEndStartFailed = 6,   // its process never came up
   kEndTimedOut = 7,      // a call ran longer than its limit
+  kEndJobOver = 8,       // the driver that owned it (or its owner) ended
 };
 
 // One cache line that callers and the worker read, one that the worker writes, then what is rarely read.
@@ -433,6 +438,28 @@ struct ActorDeath {
 };
 static_assert(sizeof(ActorDeath) == 88);
 
+// ---- jobs ---------------------------------------------------------------------------------------
+// A job is a driver and all that it started. Its number is never used again; its entry, number % kJobsKept, is,
+// when it is over. The node writes, others read it as information (see docs/internals/daemon.md).
+enum JobState : uint32_t {
+  kJobNone = 0,
+  kJobRunning = 1,   // its driver is attached
+  kJobDetached = 2,  // its driver is gone, detached actors live on
+  kJobOver = 3,
+};
+struct Job {
+  std::atomic<uint32_t> state;
+  uint32_t number;
+  int32_t pid;        // of the driver
+  uint32_t slot;      // of the driver
+  int64_t start_ns;   // wall clock
+  int64_t end_ns;     // of the driver; 0 while it is attached
+  char name_space[64];
+  char entrypoint[160];
+};
+static_assert(sizeof(Job) == 256);
+inline constexpr uint32_t kJobsKept = 1024;
+
 // ---- the segment ------------------------------------------------------------------------------
 struct Resource {
   char name[56];
@@ -446,13 +473,14 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, chunk_owners, returned, records, regions, data;
+  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   std::atomic<uint32_t> incarnations;
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;
   std::atomic<uint32_t> queues_used;
   std::atomic<uint32_t> actors_used;     // entries ever used: scans stop here
+  std::atomic<uint32_t> jobs_used;       // number of the last job
   std::atomic<uint32_t> chunks_used;
   std::atomic<uint32_t> procs_used;      // slots ever used: scans stop here
   std::atomic<uint32_t> resources_used;

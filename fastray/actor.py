@@ -213,7 +213,7 @@ class ActorClass:
         self._options = options
         self._described = info or describe(cls)
         self._info = self._described.with_options(options, hasattr(cls, "__fastray_save__"))
-        self._exported: tuple[int, int, int] | None = None  # session, class, info
+        self._exported: tuple[tuple[int, int], int, int] | None = None  # session and life in it, class, info
         self._blob: tuple[bytes, list[ObjectRef[Any]]] | None = None
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
@@ -308,7 +308,7 @@ class ActorClass:
 
     def _export(self, runtime: Runtime) -> tuple[int, int]:
         """Function-table indices of the class and of its info."""
-        session = runtime.attachment.session_id
+        session = (runtime.attachment.session_id, runtime.attachment.incarnation)
         if self._exported is None or self._exported[0] != session:
             if self._blob is None:
                 from fastray.serialization import dumps_function_with_references

@@ -194,7 +194,7 @@ class ActorTables:
         numbers = (flags, max_retries, returns, timeout_ms)
         digest = blake2b(blob + repr(numbers).encode(), digest_size=16).digest()
         index: int = self._runtime.attachment.register_function(
-            blob, digest, name, flags, max_retries, returns, 0, 0, timeout_ms
+            blob, digest, name, flags, max_retries, returns, 0, 0, timeout_ms, shared=True
         )
         return index
 

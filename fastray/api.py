@@ -12,6 +12,8 @@ from fastray import runtime as _runtime
 from fastray._native.object_ref import ObjectRef
 from fastray._native.streams import ObjectRefGenerator
 from fastray.config import parse_init
+from fastray.node_state import available_resources as free_resources
+from fastray.node_state import total_resources
 from fastray.remote_function import RemoteFunction, remote_function
 
 TYPE_CHECKING = False
@@ -45,15 +47,17 @@ class Context(dict[str, object]):
 
 
 def init(address: str | None = None, **options: Any) -> Context:
-    """Starts a session on this machine: a node with `num_cpus` workers and a shared object store.
+    """Starts a session on this machine: a node with `num_cpus` workers and a shared object store. With `address` (or
+    FASTRAY_ADDRESS) this process attaches as a driver to a node that `fastray start` made: "auto" is the latest one.
 
-    Takes the arguments of Ray's `init`. Returns at once; the node boots in the background. In a task the
+    Takes the arguments of Ray's `init`. Returns at once; a private node boots in the background. In a task the
     session of the worker is used and `init` only says so.
 
     Raises:
         RuntimeError: a session runs already and `ignore_reinit_error` is not set.
         ConnectionError: `address` names a node of which there is none.
-        InvalidOptionError, OptionTypeError, UnknownInitOptionError: an argument is wrong.
+        InvalidOptionError (a ValueError), OptionTypeError, UnknownInitOptionError: an argument is wrong, or is the
+            node's to decide (num_cpus, ...) and there is an address.
     """
     checked = parse_init(address=address, **options)
     if _runtime.is_running():
@@ -63,17 +67,13 @@ def init(address: str | None = None, **options: Any) -> Context:
                 "ignore_reinit_error=True."
             )
         return _context(_runtime.current_runtime())
-    if checked.address not in (None, "local"):
-        raise ConnectionError(
-            f"no fastray node found at address {checked.address!r}: start one, or leave address out for a private one"
-        )
     return _context(_runtime.start(checked))
 
 
 def _context(runtime: Runtime) -> Context:
     return Context(
         node_id=runtime.node_id(),
-        address="local",
+        address=runtime.address(),
         node_ip_address="127.0.0.1",
         session_name=f"session_{runtime.attachment.session_id:016x}",
         job_id=runtime.job_id(),
@@ -176,27 +176,16 @@ def method(*args: Any, **options: Any) -> Any:
     return decorator(*args, **options)
 
 
-def _amounts(units: dict[str, int]) -> dict[str, float]:
-    return {name: amount / 10000 for name, amount in units.items() if amount}
-
-
 def cluster_resources() -> dict[str, float]:
     """Total resources of the session by name; bytes for memory."""
     _runtime.ensure_attached()
-    runtime = _runtime.current_runtime()
-    totals = _amounts(runtime.attachment.resources())
-    totals["object_store_memory"] = float(runtime.attachment.store_usage()["capacity_bytes"])
-    return totals
+    return total_resources(_runtime.current_runtime().attachment)
 
 
 def available_resources() -> dict[str, float]:
     """Resources that no running task holds, by name; names that are used up are left out, as in Ray."""
-    totals = cluster_resources()
-    runtime = _runtime.current_runtime()
-    used = _amounts(runtime.attachment.leased())
-    used["object_store_memory"] = float(runtime.attachment.store_usage()["object_bytes"])
-    left = {name: total - used.get(name, 0) for name, total in totals.items()}
-    return {name: amount for name, amount in left.items() if amount > 0}
+    _runtime.ensure_attached()
+    return free_resources(_runtime.current_runtime().attachment)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -212,7 +201,7 @@ def nodes() -> list[dict[str, Any]]:
             "NodeName": "127.0.0.1",
             "alive": True,
             "Resources": resources,
-            "Labels": {"ray.io/node-id": runtime.node_id()},
+            "Labels": {"ray.io/node-id": runtime.node_id(), **runtime.labels()},
         }
     ]
 

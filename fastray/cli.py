@@ -1,6 +1,7 @@
 """The `fastray` command.
 
     fastray version          what is installed
+    fastray start, stop, status, list   a node that outlives its drivers, see node_commands.py
     fastray microbenchmark   the table of goals, measured here; arguments go to fastray.microbenchmark
 
 Each command is imported when it is called: `fastray version` answers without starting anything. Called by the
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+
+from fastray import node_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "microbenchmark", help="measure this machine; --help shows its options", add_help=False
     )
+    node_commands.add_commands(commands)
     if given[:1] == ["microbenchmark"]:  # its own parser reads the rest
         return _microbenchmark(given[1:])
-    parser.parse_args(given)
+    arguments = parser.parse_args(given)
+    if arguments.command in node_commands.COMMANDS:
+        return node_commands.run(arguments)
     return _version()

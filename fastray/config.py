@@ -191,6 +191,7 @@ _RESERVED_RESOURCES = {
     "memory": "_memory",
     "object_store_memory": "object_store_memory",
 }
+_OF_THE_NODE = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory")
 SYSTEM_CONFIG_KEYS: frozenset[str] = frozenset()  # what `_system_config` may name; later issues add theirs
 
 
@@ -230,6 +231,17 @@ class InitOptions:
 
     def __repr__(self) -> str:
         return "InitOptions(" + ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__) + ")"
+
+    def check_attaching(self, address: str) -> None:
+        """Raises InvalidOptionError (a ValueError, as Ray) for what a node that runs already has decided."""
+        given = {name: getattr(self, name) for name in _OF_THE_NODE}
+        for name, value in given.items():
+            if value is not None and value != {}:
+                raise InvalidOptionError(
+                    f"init({name}=...) is for a session that init() starts, but this one attaches to the node at "
+                    f"{address!r}, which has its own: leave it out, or pass address=\"local\"",
+                    option=name,
+                )
 
     def node_resources(self) -> dict[str, float]:
         """Resources of the node that these options start: CPU, GPU if any, memory, object_store_memory, the
@@ -301,13 +313,13 @@ def _address(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise _fail_type("address", value, '"auto", "local" or "host:port"')
-    if value in ("auto", "local"):
+        raise _fail_type("address", value, '"auto", "local", "host:port" or a path')
+    if value in ("auto", "local") or (os.sep in value and "://" not in value):
         return value
     host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidOptionError(
-            f'init(address={value!r}): must be "auto", "local" or "host:port"', option="address"
+            f'init(address={value!r}): must be "auto", "local", "host:port" or the path of a session', option="address"
         )
     return value
 

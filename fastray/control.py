@@ -1,20 +1,48 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Drivers send all kinds, workers cancel_message and kill_actor_message.
+sockets are SOCK_SEQPACKET. Drivers send all kinds, workers cancel_message and kill_actor_message. A daemon's driver
+sends `attach_message` first and gets an answer, see docs/internals/daemon.md.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+
+from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR = 1, 2, 3, 4, 5
 
 
-def shutdown_message() -> bytes:
-    """Goodbye: the node kills its workers, sends what they printed, and ends."""
-    return _MESSAGE.pack(SHUTDOWN, 0, 0, 0, 0)
+_HELLO = struct.Struct("<QIIII")
+_REPLY = struct.Struct("<QQIIIIII")
+REPLY_BYTES_MAX = 4096
+ATTACHED, REFUSED = 1, 2
+
+
+def attach_message(namespace: str, entrypoint: str, observer: bool) -> bytes:
+    """Wants to be a driver with a job of its own; an observer has none."""
+    text = namespace.encode("utf-8", "replace") + b"\0" + entrypoint.encode("utf-8", "replace")
+    python = sys.version_info[0] << 8 | sys.version_info[1]
+    return _HELLO.pack(*WIRE, python, observer, len(text)) + text
+
+
+def read_reply(data: bytes) -> tuple[int, int, int, int, str]:
+    """(status, slot, pid of the node, session, why it refuses). Raises ValueError for anything but an answer."""
+    if len(data) < _REPLY.size:
+        raise ValueError(f"an answer of {len(data)} bytes")
+    magic, session, status, slot, _, pid, size, _ = _REPLY.unpack_from(data)
+    if magic != WIRE[0] or len(data) != _REPLY.size + size:
+        raise ValueError("an answer of another protocol")
+    return status, slot, pid, session, data[_REPLY.size :].decode("utf-8", "replace")
+
+
+def shutdown_message(reads_on: bool = False) -> bytes:
+    """Goodbye: a private node kills its workers, sends what they printed, and ends; a daemon ends the job. With
+    `reads_on` the driver keeps its mapping: what it owns stays until its process ends."""
+    return _MESSAGE.pack(SHUTDOWN, 0, 0, 1 if reads_on else 0, 0)
 
 
 def cancel_message(slot: int, handle: int, force: bool) -> bytes:

@@ -1,4 +1,5 @@
-"""The node process of a session: forks the workers, and runs the local scheduler.
+"""The node process of a session: forks the workers, and runs the local scheduler. Here for a private node; daemon.py
+is the same process without a driver of its own, and shares `settle` and `serve`.
 
 The driver starts it with posix_spawn and these file descriptors: 3 the segment, 4 the bell, 5 the control
 socket (SOCK_SEQPACKET), 6 the log socket. The first message on 5 says what the driver's process looks like.
@@ -28,20 +29,26 @@ _modules: list[str] = []  # what workers will want, because the driver has it
 def main() -> None:
     """Runs the node until its driver leaves. Does not return."""
     hello = marshal.loads(os.read(CONTROL_FD, HELLO_BYTES_MAX))
-    _settle(hello)
+    settle(hello)
     log_fd = LOG_FD if _is_open(LOG_FD) else -1
     for fd in (SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd):
         if fd >= 0:
             os.set_inheritable(fd, False)
     loop = LocalScheduler(SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd)
+    _modules.extend(hello.get("preload", ()))
+    loop.preload_later(list(_modules))
+    serve(loop, str(hello.get("namespace") or ""))
+    os._exit(0)
+
+
+def serve(loop: LocalScheduler, namespace: str = "") -> None:
+    """Runs the node until it is to leave, when all that it started is dead. Does not return in workers."""
     import cloudpickle  # noqa: F401  (for the workers)
 
     import fastray.worker
 
-    fastray.worker.driver_namespace = str(hello.get("namespace") or "")
+    fastray.worker.driver_namespace = namespace
     loop.set_ready()
-    _modules.extend(hello.get("preload", ()))
-    loop.preload_later(list(_modules))
     gc.disable()  # workers inherit the heap: do not touch it
     gc.freeze()
     while True:
@@ -51,11 +58,11 @@ def main() -> None:
         elif what == PRELOAD:
             _preload(loop.modules)
         else:
-            os._exit(0)
+            return
 
 
-def _settle(hello: dict[str, object]) -> None:
-    """Session, name, paths and signals of this process."""
+def settle(hello: dict[str, object]) -> None:
+    """Process session, name, paths and signals of this process."""
     try:
         os.setsid()
     except PermissionError:  # we lead a group already

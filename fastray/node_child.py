@@ -12,7 +12,10 @@ import sys
 
 from fastray._native.node import LocalScheduler, die_with_parent, name_process
 
-SEGMENT_FD, BELL_FD = 3, 4
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 OOM_SCORE_MORE = 500  # the kernel is to kill a worker rather than the node or the driver
 
 
@@ -20,6 +23,7 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     """Turns this child into a worker and runs it to its end."""
     slot = loop.slot
     stdout, stderr, control = loop.child_fds
+    segment, bell = loop.node_fds
     environment = loop.runtime_env()
     loop.become_child()
     die_with_parent(signal.SIGKILL)
@@ -42,7 +46,7 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     gc.enable()
     from fastray.worker import main
 
-    main(SEGMENT_FD, slot, BELL_FD, control, setup_error)
+    main(segment, slot, bell, control, setup_error)
 
 
 def _streams(stdout: int, stderr: int) -> None:
@@ -80,12 +84,34 @@ def _reseed() -> None:
 
 
 def _apply(blob: bytes) -> None:
-    """The runtime_env: environment variables, working directory."""
+    """The job's environment, in a daemon; over it the runtime_env: environment variables, working directory."""
     import pickle
 
     environment = pickle.loads(blob)
+    job = environment.get("_job")
+    if job:
+        _become_part_of(job)
     os.environ.update(environment.get("env_vars") or {})
     directory = environment.get("working_dir")
     if directory:
         os.chdir(directory)
         sys.path.insert(0, directory)
+
+
+def _become_part_of(job: dict[str, Any]) -> None:
+    """The worker gets what it would have inherited from its driver, had that started it."""
+    import fastray.worker
+
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")  # of the node: leases name GPUs by their place among these
+    os.environ.clear()
+    os.environ.update(job["environ"])
+    if gpus is not None:
+        os.environ["FASTRAY_DRIVER_GPUS"] = gpus
+    os.umask(job["umask"])
+    sys.path[:] = job["sys_path"]
+    sys.path_importer_cache.clear()
+    fastray.worker.driver_namespace = job["namespace"]
+    try:
+        os.chdir(job["cwd"])
+    except OSError:
+        pass  # removed meanwhile; it stays in /

@@ -1,5 +1,7 @@
 """The driver's handle on the node process it started: starting it, noticing its death, ending it, its logs.
 
+`AttachedNode` (attach.py) is the same for a daemon's node.
+
 The node is started with posix_spawn (no fork of the driver, which may have threads) as `python -c`, with the
 segment, the bell, the control socket and the log socket as file descriptors 3 to 6. It boots on its own; the
 driver does not wait for it. `fastray.node` has the other side.
@@ -60,8 +62,9 @@ class NodeProcess:
         code = os.waitstatus_to_exitcode(self._status)
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    def stop(self, quickly: bool = False) -> None:
-        """Asks it to end, prints what tasks printed, waits; kills it when it takes too long."""
+    def stop(self, quickly: bool = False, reads_on: bool = False) -> None:
+        """Asks it to end, prints what tasks printed, waits; kills it when it takes too long. With `reads_on` this
+        process still has the segment mapped: so it may, the memory goes with the last mapping."""
         from fastray.control import shutdown_message
 
         try:
@@ -104,18 +107,18 @@ class NodeProcess:
 
 
 def _hello(cpus: int, namespace: str) -> dict[str, object]:
-    main = sys.modules.get("__main__")
-    script = getattr(main, "__file__", None)
+    return {**describe_process(), "num_cpus": cpus, "namespace": namespace, "preload": to_preload()}
+
+
+def describe_process() -> dict[str, object]:
+    """What a worker has to have in common with this process: where it imports from, and where it is."""
     paths = [os.path.abspath(p) if p else os.getcwd() for p in sys.path if isinstance(p, str)]
-    return {
-        "sys_path": paths,
-        "cwd": os.getcwd(),
-        "num_cpus": cpus,
-        "namespace": namespace,
-        "preload": [name for name in _PRELOAD if name in sys.modules],
-        "script": script if isinstance(script, str) else "",
-        "driver_pid": os.getpid(),
-    }
+    return {"sys_path": paths, "cwd": os.getcwd()}
+
+
+def to_preload() -> list[str]:
+    """What workers will want to have imported, because this process has."""
+    return [name for name in _PRELOAD if name in sys.modules]
 
 
 def _spawn(fds: tuple[int, ...]) -> int:

@@ -1,8 +1,9 @@
 """A process's part in a session: `Runtime`, and the one place where it is made and ended.
 
-A driver's runtime starts a private node (`node_process.py`), shares a segment with it, and prints what tasks
-print; a worker's is made by worker.py over the segment it was born with. It is handed to whatever needs it;
-only the entry points of api.py and the slow start of a call ask for `current_runtime()`.
+A driver's runtime starts a private node (`node_process.py`) or attaches to a daemon's (`attach.py`), shares a
+segment with it, and prints what tasks print; a worker's is made by worker.py over the segment it was born with. It
+is handed to whatever needs it; only the entry points of api.py and the slow start of a call ask for
+`current_runtime()`.
 
     ensure_attached     the first use of the API starts a session
     start / stop        init and shutdown
@@ -27,8 +28,9 @@ from fastray.config import (
     detect_memory_bytes,
     parse_init,
 )
+from fastray.node_state import job_id_of, node_id_of
 from fastray.options import TaskOptions, to_units
-from fastray.runtime_env import RuntimeEnv, parse_runtime_env
+from fastray.runtime_env import JOB, RuntimeEnv, parse_runtime_env
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from fastray._native.object_ref import ObjectRef
     from fastray.actor_info import ActorTables
     from fastray.actor_options import ActorOptions
+    from fastray.attach import AttachedNode
     from fastray.node_process import NodeProcess
 
 DRIVER = 1  # ProcKind
@@ -49,7 +52,9 @@ _forked = False
 class Runtime:
     """What this process knows of its session. Made by `start` in drivers, by worker.main in workers."""
 
-    def __init__(self, attachment: Attachment, node: NodeProcess | None, options: InitOptions | None) -> None:
+    def __init__(
+        self, attachment: Attachment, node: NodeProcess | AttachedNode | None, options: InitOptions | None
+    ) -> None:
         self.attachment = attachment
         self.node = node
         self.options = options
@@ -151,6 +156,10 @@ class Runtime:
         index: int = self.attachment.register_function(blob, digest, f"{name}.__init__", 0, 0, 1, 0, 0)
         return index
 
+    def use_job_environment(self, job: dict[str, object]) -> None:
+        """All tasks and actors from here carry `job`: what their workers have to have in common with this driver."""
+        self._job_environment = RuntimeEnv(_validate=False, **{**(self._job_environment or {}), JOB: job})
+
     def _environment(self, options: TaskOptions | ActorOptions) -> int:
         """Function-table index of the task's runtime_env over that of the job (in a task: of its parent)."""
         environment = options.runtime_env
@@ -167,6 +176,10 @@ class Runtime:
             index = self.attachment.register_function(blob, digest, "runtime_env", 4, 0, 0, 0, 0)
             self._environments[blob] = index
         return index
+
+    def own_runtime_env(self) -> dict[str, object]:
+        """The runtime_env of this worker, as its user gave it."""
+        return {} if self._job_environment is None else self._job_environment.to_dict()
 
     # ---- cancelling ---------------------------------------------------------------------------------
 
@@ -190,11 +203,21 @@ class Runtime:
 
     def node_id(self) -> str:
         """The id of the node: 56 hexadecimal digits, as Ray's."""
-        session: int = self.attachment.session_id
-        return f"{session:016x}".ljust(56, "0")
+        return node_id_of(self.attachment)
+
+    def labels(self) -> dict[str, str]:
+        """Those that the node was started with."""
+        job = self._job_environment.job() if self._job_environment else {}
+        given = job.get("labels") if job else self.options.labels if self.options else None
+        return given if isinstance(given, dict) else {}
+
+    def address(self) -> str:
+        """Where other drivers attach; "local" for a private node."""
+        return str(getattr(self.node, "address", "local"))
 
     def job_id(self) -> str:
-        return f"{self.attachment.session_id & 0xFFFFFFFF:08x}"
+        """8 hexadecimal digits: the number of the driver's job in its session, as Ray writes it."""
+        return job_id_of(self.attachment.job)
 
     def worker_id(self) -> str:
         return f"{self.attachment.session_id:016x}{self.attachment.incarnation:08x}".ljust(56, "0")
@@ -249,6 +272,15 @@ def check_node() -> None:
     )
 
 
+def node_resources(given: dict[str, Any]) -> tuple[dict[str, int], int, int]:
+    """(totals in 1/10000 of a unit by name, whole CPUs, bytes of the object store) of a daemon's node."""
+    options = parse_init(
+        **{name: given[name] for name in ("num_cpus", "num_gpus", "resources", "object_store_memory")}
+    )
+    totals, cpus = _resources(options)
+    return totals, cpus, options.object_store_memory or default_object_store_bytes()
+
+
 def _resources(options: InitOptions) -> tuple[dict[str, int], int]:
     cpus = detect_cpus() if options.num_cpus is None else options.num_cpus
     gpus = detect_gpus() if options.num_gpus is None else options.num_gpus
@@ -259,8 +291,17 @@ def _resources(options: InitOptions) -> tuple[dict[str, int], int]:
 
 
 def start(options: InitOptions) -> Runtime:
-    """Makes a session: segment, node process, attachment. The node boots while we go on."""
+    """Attaches to the session at the address given, or makes one: segment, node process, attachment. The node boots
+    while we go on.
+
+    Raises ConnectionError when there is an address and no node, InvalidOptionError when the address does not go with
+    other options.
+    """
     global _current
+    address = options.address or os.environ.get("FASTRAY_ADDRESS")
+    if address not in (None, "", "local") and not options.local_mode:
+        _current = _attach(address, options)
+        return _current
     store_bytes = options.object_store_memory or default_object_store_bytes()
     totals, cpus = _resources(options)
     segment_fd = create_segment(store_bytes, totals, cpus)
@@ -278,6 +319,39 @@ def start(options: InitOptions) -> Runtime:
     _current = Runtime(attachment, node, options)
     _current.bell_fd = bell_fd
     return _current
+
+
+def _attach(address: str, options: InitOptions) -> Runtime:
+    """As a driver of a daemon's node, with a job of its own."""
+    from fastray import attach
+
+    options.check_attaching(address)
+    path = attach.find(address)
+    node = attach.AttachedNode(path, bool(options.log_to_driver), options.namespace or "")
+    try:
+        attachment = Attachment(node.segment_fd, DRIVER, node.slot, node.bell_fd)
+    except BaseException:
+        node.stop(quickly=True)
+        os.close(node.bell_fd)
+        raise
+    finally:
+        os.close(node.segment_fd)
+    attachment.activate()
+    runtime = Runtime(attachment, node, options)
+    runtime.bell_fd = node.bell_fd
+    from fastray.node_process import describe_process, to_preload
+
+    runtime.use_job_environment(
+        {
+            **describe_process(),
+            "umask": attach.own_umask(),
+            "environ": dict(os.environ),
+            "namespace": options.namespace or "",
+            "labels": node.info().get("labels"),
+        }
+    )
+    node.preload(to_preload())
+    return runtime
 
 
 def _start_local(segment_fd: int, options: InitOptions) -> Runtime:
@@ -300,9 +374,9 @@ def stop(quickly: bool = False) -> None:
     if runtime is None or runtime.is_worker:
         return
     _current = None
-    runtime.attachment.deactivate()
+    unmapped = runtime.attachment.deactivate()
     if runtime.node is not None:
-        runtime.node.stop(quickly)
+        runtime.node.stop(quickly, not unmapped)
     if runtime.bell_fd >= 0:
         os.close(runtime.bell_fd)
     futures = sys.modules.get("fastray.futures")

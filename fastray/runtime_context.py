@@ -113,10 +113,7 @@ class RuntimeContext:
         options = self._runtime.options
         if options is not None:
             return dict(options.runtime_env or {})
-        import pickle
-
-        index = self._runtime.attachment.own_environment()
-        return dict(pickle.loads(self._runtime.attachment.function_blob(index))) if index else {}
+        return self._runtime.own_runtime_env()
 
     def get_placement_group_id(self) -> str | None:
         """None: the task runs outside of any placement group."""

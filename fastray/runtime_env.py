@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+JOB = "_job"  # field of an attached driver's tasks: its sys_path, cwd, environ and namespace
 SUPPORTED_FIELDS = ("env_vars", "working_dir", "excludes", "config")
 REFUSED_FIELDS = (
     "pip",
@@ -48,8 +49,13 @@ class RuntimeEnv(dict[str, object]):
         super().__init__(_checked(fields) if _validate else fields)
 
     def to_dict(self) -> dict[str, object]:
-        """A plain dict of the fields."""
-        return dict(self)
+        """A plain dict of the fields a user gave."""
+        return {name: value for name, value in self.items() if name != JOB}
+
+    def job(self) -> dict[str, object]:
+        """What an attached driver gives its workers; empty in a private session."""
+        value = self.get(JOB)
+        return value if isinstance(value, dict) else {}
 
     def env_vars(self) -> dict[str, str]:
         """Environment variables to set; empty if there are none."""

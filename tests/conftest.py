@@ -25,6 +25,8 @@ MARKER = "FASTRAY_TEST_SESSION"
 LEFTOVER_WAIT_S = 5.0  # a node that lost its driver is gone within one second
 
 os.environ[MARKER] = uuid.uuid4().hex
+if str(ROOT / "tests") not in sys.path:
+    sys.path.append(str(ROOT / "tests"))  # daemon_helpers
 
 if not list((ROOT / "fastray" / "_native").glob("*.so")):
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
@@ -123,6 +125,26 @@ def node():
     fastray.init(num_cpus=2)
     yield fastray
     fastray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    """A daemon with 2 CPUs for a whole module, see daemon_helpers.py."""
+    from daemon_helpers import Daemon
+
+    made = Daemon(tmp_path_factory.mktemp("runtime"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def fresh_daemon(tmp_path):
+    """A daemon with 2 CPUs for one test, that may kill it."""
+    from daemon_helpers import Daemon
+
+    made = Daemon(tmp_path / "runtime")
+    yield made
+    made.stop()
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t f
     for i in range(kResourcesMax):
         cls.demand[i] = wanted[i] if i < <uint32_t>len(wanted) else 0
     cls.runtime_env = runtime_env
+    cls.job = p.self().job
     cls.leases.store(1)
     actor.flags.store(flags)
     actor.slot.store(0)

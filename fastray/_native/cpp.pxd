@@ -44,7 +44,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
     enum ActorEnd:
         kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed, kEndTimedOut
     State state_of(uint64_t w)
-    uint32_t kEntryUsed
+    uint32_t kEntryUsed, kWireVersion
+    uint64_t kMagic
     uint32_t entry_writing(uint32_t slot)
 
     cdef cppclass Atomic32 "std::atomic<uint32_t>":
@@ -96,6 +97,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 lease, revoke
         uint32_t runtime_env, gpus
         Atomic32 exiting
+        uint32_t job
         Atomic64 claim
         Atomic64 heartbeat
         Atomic32 blocked
@@ -109,6 +111,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint32_t runtime_env
         uint64_t demand[16]
         Atomic32 leases
+        uint32_t job
         ProcSet sleeping
     cdef cppclass Function:
         Atomic32 state
@@ -121,6 +124,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint16_t cls, writer
         uint32_t timeout_ms
         char name[64]
+        uint32_t job
     cdef cppclass Actor:
         Atomic32 state, flags
         Atomic64 creation
@@ -145,13 +149,24 @@ cdef extern from "types.h" namespace "fastray" nogil:
         int32_t max_restarts
         uint32_t may_have_run, oom_kills
         uint32_t text_bytes[6]
+    enum JobState:
+        kJobNone, kJobRunning, kJobDetached, kJobOver
+    uint32_t kJobsKept
+    cdef cppclass Job:
+        Atomic32 state
+        uint32_t number
+        int32_t pid
+        uint32_t slot
+        int64_t start_ns, end_ns
+        char name_space[64]
+        char entrypoint[160]
     cdef struct Resource:
         char name[56]
         uint64_t total
     cdef cppclass Header:
         uint64_t session
         uint64_t object_store_bytes
-        Atomic32 functions_used, classes_used, actors_used, resources_used, procs_used, dormant, deaths, node_ready
+        Atomic32 functions_used, classes_used, actors_used, jobs_used, resources_used, procs_used, dormant, deaths, node_ready
         uint32_t cpus, membarrier, lineage_tasks
         uint64_t lineage_file_bytes
         Atomic32 limits_used
@@ -193,6 +208,7 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Class& cls(uint32_t c)
         Function& function(uint32_t f)
         Actor& actor(uint32_t a)
+        Job& job(uint32_t number)
         Atomic64& actor_log(uint32_t a, uint64_t n)
         T* at[T](Offset offset)
 
@@ -311,7 +327,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
 
 cdef extern from "local_scheduler.h" namespace "fastray" nogil:
     cdef cppclass SchedulerFds "fastray::LocalScheduler::Fds":
-        int segment, bell, driver, log
+        int segment, bell, driver, log, listen
+        uint32_t python
     cdef cppclass NodeRequest:
         uint32_t kind "kind"
         uint32_t slot, env

@@ -7,7 +7,7 @@ fastray/node.py calls it again and again; the loop itself is csrc/local_schedule
 from libcpp.string cimport string
 
 from fastray._native.cpp cimport LocalScheduler as CLocalScheduler
-from fastray._native.cpp cimport PR_SET_CHILD_SUBREAPER, PR_SET_NAME, PR_SET_PDEATHSIG, SchedulerFds, prctl
+from fastray._native.cpp cimport PR_SET_CHILD_SUBREAPER, PR_SET_NAME, PR_SET_PDEATHSIG, prctl
 
 FORK = 1
 PRELOAD = 2
@@ -30,14 +30,17 @@ def die_with_parent(int signal):
 
 
 cdef class LocalScheduler:
-    def __cinit__(self, int segment_fd, int bell_fd, int driver_fd, int log_fd):
-        cdef SchedulerFds fds
+    def __cinit__(self, int segment_fd, int bell_fd, int driver_fd, int log_fd, int listen_fd=-1):
+        import sys
+        cdef SchedulerFds* fds = &self.fds
         fds.segment = segment_fd
         fds.bell = bell_fd
         fds.driver = driver_fd
         fds.log = log_fd
+        fds.listen = listen_fd
+        fds.python = sys.version_info[0] << 8 | sys.version_info[1]
         self.loop = new CLocalScheduler()
-        cdef string problem = self.loop.start(fds)
+        cdef string problem = self.loop.start(self.fds)
         if problem.size() != 0:
             raise OSError(problem.decode("utf-8", "replace"))
 
@@ -56,6 +59,11 @@ cdef class LocalScheduler:
     def child_fds(self):
         """Of a FORK: the child's stdout, stderr and control socket."""
         return self.request.stdout_fd, self.request.stderr_fd, self.request.control_fd
+
+    @property
+    def node_fds(self):
+        """The segment and the bell."""
+        return self.fds.segment, self.fds.bell
 
     @property
     def for_actor(self):

@@ -9,10 +9,12 @@ from libc.string cimport memcpy, memset, strncpy
 from libcpp.string cimport string
 
 from fastray._native.cpp cimport (
+    Actor,
     Class,
     Function,
     Handle,
     Header,
+    Job,
     ObjectAllocator,
     Offset,
     Proc,
@@ -24,12 +26,16 @@ from fastray._native.cpp cimport (
     index_of,
     is_sealed,
     kActorClass,
+    kActorDetached,
     kBlockBlob,
     kClassesMax,
     kEntryUsed,
     kFunctionsMax,
+    kJobsKept,
+    kMagic,
     kPromise,
     kResourcesMax,
+    kWireVersion,
     make_handle,
     membarrier_register,
     proc_set_add,
@@ -44,6 +50,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+WIRE = (kMagic, kWireVersion)  # what both ends of an attachment must have in common
 UNIT = 10000  # resources are counted in 1/10000 of a unit
 
 cdef enum:
@@ -86,6 +93,16 @@ def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus):
     return kept
 
 
+def session_of(int segment_fd):
+    """The id of the session whose segment this is."""
+    cdef Segment segment
+    import os
+    check(Segment.attach(os.dup(segment_fd), &segment))
+    session_id = segment.header().session
+    segment.detach()
+    return session_id
+
+
 cdef class Attachment:
     cdef Process* process
     cdef Segment segment
@@ -105,10 +122,12 @@ cdef class Attachment:
         self.active = True
 
     def deactivate(self):
-        """References of this session are stale from now on; the memory is given back unless arrays view it."""
+        """References of this session are stale from now on; the memory is given back unless arrays view it.
+
+        True when it was, and this process reads it no more."""
         import sys
         if not self.active:
-            return
+            return False
         cdef bint viewed = session.stored != 0
         cdef int tries = 0
         detach_session()
@@ -123,8 +142,15 @@ cdef class Attachment:
             del self.process
             self.process = new Process()
             self.segment.detach()
-        else:
-            self.segment.close_fd()
+            return True
+        self.segment.close_fd()
+        return False
+
+    def detach(self):
+        """The end of an attachment that was never activated: gives the memory back."""
+        del self.process
+        self.process = new Process()
+        self.segment.detach()
 
     def abandon(self):
         """In a forked child: forgets the session without touching it."""
@@ -142,6 +168,11 @@ cdef class Attachment:
     @property
     def incarnation(self):
         return self.process.self().incarnation
+
+    @property
+    def job(self):
+        """Number of the job this process works for; 0 for an observer."""
+        return self.process.self().job
 
     @property
     def session_id(self):
@@ -192,7 +223,7 @@ cdef class Attachment:
         return used
 
     def processes(self):
-        """(slot, kind, pid, incarnation, lease class or None, running handle) of each process alive."""
+        """(slot, kind, pid, incarnation, lease class or None, running handle, job) of each process alive."""
         cdef Header* header = &self.segment.header()
         cdef uint32_t slot
         cdef Proc* p
@@ -201,7 +232,7 @@ cdef class Attachment:
             p = &self.segment.proc(slot)
             if p.state.load() == 2:
                 rows.append((slot, p.kind, p.pid, p.incarnation, p.lease.load() - 1 if p.lease.load() else None,
-                             p.claim.load()))
+                             p.claim.load(), p.job))
         return rows
 
     def own_environment(self):
@@ -224,6 +255,52 @@ cdef class Attachment:
         """Bit mask of the GPU indices leased to this process."""
         return self.process.self().gpus
 
+    def jobs(self):
+        """(number, state, pid of the driver, start, end in ns of wall clock or 0, namespace, entry point) of each job
+        the node remembers, the latest last. States: 1 running, 2 its detached actors live on, 3 over."""
+        cdef uint32_t last = self.segment.header().jobs_used.load(), number
+        cdef Job* job
+        rows = []
+        for number in range(last - min(last, kJobsKept) + 1, last + 1):
+            job = &self.segment.job(number)
+            if job.state.load() != 0 and job.number == number:
+                rows.append((number, job.state.load(), job.pid, job.start_ns, job.end_ns,
+                             (<bytes>job.name_space).decode("utf-8", "replace"),
+                             (<bytes>job.entrypoint).decode("utf-8", "replace")))
+        return rows
+
+    def actors(self):
+        """(record id, state, pid, class, name, namespace, detached, restarts, job, end) of each actor with an entry."""
+        cdef Header* header = &self.segment.header()
+        cdef uint32_t a, slot
+        cdef Actor* actor
+        rows = []
+        for a in range(header.actors_used.load()):
+            actor = &self.segment.actor(a)
+            if not 2 <= actor.state.load() <= 6:
+                continue
+            slot = actor.slot.load()
+            rows.append((self.segment.record(actor.creation.load()).id, actor.state.load(),
+                         self.segment.proc(slot).pid if slot else 0,
+                         (<bytes>actor.class_name).decode("utf-8", "replace"),
+                         (<bytes>actor.name).decode("utf-8", "replace"),
+                         (<bytes>actor.name_space).decode("utf-8", "replace"),
+                         bool(actor.flags.load() & kActorDetached), actor.restarts.load(),
+                         self.segment.cls(kActorClass + a).job, actor.end.load()))
+        return rows
+
+    def classes_in_use(self):
+        """How many scheduling classes of tasks have an entry."""
+        cdef uint32_t c
+        return sum([self.segment.cls(c).state.load() != EMPTY for c in range(self.segment.header().classes_used.load())])
+
+    def functions_in_use(self):
+        """How many functions, actor classes and runtime_envs of jobs have an entry; those that all jobs share do not
+        count."""
+        cdef uint32_t f
+        return sum([self.segment.function(f).state.load() != EMPTY and self.segment.function(f).job != 0
+                    for f in range(1, self.segment.header().functions_used.load())])
+
     # ---- scheduling classes --------------------------------------------------------------------------
 
     def register_class(self, dict demand, uint32_t runtime_env=0):
@@ -239,6 +316,7 @@ cdef class Attachment:
             expected = EMPTY
             if cls.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
                 cls.runtime_env = runtime_env
+                cls.job = self.process.self().job
                 for i in range(kResourcesMax):
                     cls.demand[i] = wanted[i]
                 proc_set_add(cls.sleeping, 0)  # the node: nobody has a lease on it yet
@@ -258,18 +336,26 @@ cdef class Attachment:
     # ---- functions -------------------------------------------------------------------------------------
 
     def register_function(self, bytes blob, bytes digest, str name, uint32_t flags, int32_t max_retries,
-                          int32_t returns, uint32_t max_calls, uint16_t cls, uint32_t timeout_ms=0):
-        """Index of the function variant in the function table; the same content has one entry."""
+                          int32_t returns, uint32_t max_calls, uint16_t cls, uint32_t timeout_ms=0,
+                          bint shared=False):
+        """Index of the function variant in the function table; the same content has one entry in a job.
+
+        It goes with the job, unless `shared`: then it is the same for all jobs and stays.
+        """
         cdef Header* header = &self.segment.header()
         cdef uint64_t low = int.from_bytes(digest[:8], "little"), high = int.from_bytes(digest[8:16], "little")
-        cdef uint32_t f, expected
+        cdef uint32_t f, expected, free = 0, job = 0 if shared else self.process.self().job
         cdef Function* entry
         for f in range(1, header.functions_used.load()):
             entry = &self.segment.function(f)
-            if entry.state.load() == kEntryUsed and entry.hash[0] == low and entry.hash[1] == high:
+            if entry.state.load() == EMPTY:
+                free = f
+            elif (entry.state.load() == kEntryUsed and entry.job == job and entry.hash[0] == low
+                    and entry.hash[1] == high):
                 return f
         while True:
-            f = header.functions_used.fetch_add(1)
+            f = free if free != 0 else header.functions_used.fetch_add(1)
+            free = 0
             if f >= kFunctionsMax:
                 header.functions_used.store(kFunctionsMax)
                 from fastray.exceptions import FunctionTableFullError
@@ -287,6 +373,7 @@ cdef class Attachment:
         entry.timeout_ms = timeout_ms
         if timeout_ms:
             header.limits_used.store(1)
+        entry.job = job
         entry.state.store(kEntryUsed)
         return f
 

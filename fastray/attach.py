@@ -1,0 +1,194 @@
+"""A driver's handle on the node of a daemon: finding it, attaching to it, noticing its death, leaving it.
+
+    address   what `init(address=...)` takes: "auto", "host:port" of a node of this machine, or a path: of a session
+              directory, of a runtime directory, or of a socket, with or without "unix:" before it
+
+`AttachedNode` does for a daemon what `NodeProcess` does for a private node; docs/internals/daemon.md has the protocol.
+Imported when there is an address; used by runtime.py and node_commands.py.
+"""
+
+from __future__ import annotations
+
+import _thread
+import array
+import os
+import select
+import socket
+import sys
+
+from fastray import control, sessions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ANSWER_WAIT_S = 10.0  # the daemon answers between two steps of its loop; it may be importing
+STOP_WAIT_S = 5.0  # for tasks' last output to be printed
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
+
+
+def find(address: str) -> str:
+    """The session directory that `address` names. Raises ConnectionError when no daemon is there."""
+    if address == "auto":
+        given = os.environ.get("FASTRAY_ADDRESS")
+        if given and given not in ("auto", "local"):
+            return find(given)
+        return _only(sessions.directories(sessions.runtime_dir()), address, f"in {sessions.runtime_dir()}")
+    path = address[len("unix:") :] if address.startswith("unix:") else address
+    if os.sep not in path:
+        return _find_port(address)
+    path = os.path.abspath(os.path.expanduser(path))
+    if os.path.basename(path) == sessions.SOCKET:
+        path = os.path.dirname(path)
+    if os.path.basename(path).startswith("session-"):
+        return _only([path], address, "there")
+    return _only(sessions.directories(path), address, "there")
+
+
+def _find_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    base = sessions.runtime_dir()
+    if host in LOOPBACK or host == os.uname().nodename:
+        return _only([sessions.session_path(base, int(port))], address, f"in {base}")
+    raise ConnectionError(f"no fastray node at {address!r}: only nodes of this machine can be reached from here")
+
+
+def _only(paths: Iterable[str], address: str, where: str) -> str:
+    for path in paths:
+        if sessions.is_listening(path):
+            return path
+    raise ConnectionError(
+        f"no fastray node found at address {address!r}: none runs {where}. Start one with `fastray start --head`, "
+        "or leave address out for a private one"
+    )
+
+
+class AttachedNode:
+    """A connection to a daemon's node, as one of its drivers. Ends with `stop`, or when this process does.
+
+    Attributes: `pid` of the node; `slot` taken for this process; `segment_fd`, `bell_fd`: the caller closes them.
+
+    Raises ConnectionError when no daemon answers or it refuses (another version of fastray or Python, no slot left).
+    """
+
+    def __init__(
+        self, path: str, log_to_driver: bool = False, namespace: str = "", *, observer: bool = False
+    ) -> None:
+        self.path = path
+        try:
+            self._control = sessions.connect(path)
+        except OSError as error:
+            raise ConnectionError(f"no fastray node listens in {path}: {error}") from None
+        try:
+            fds = self._attach(namespace, observer)
+        except BaseException:
+            self._control.close()
+            raise
+        self.segment_fd, self.bell_fd, *logs = fds
+        self._pidfd = _open_pid(self.pid)
+        self._printed = _thread.allocate_lock()
+        if logs:
+            self._logs = socket.socket(fileno=logs[0])
+            self._printed.acquire()
+            _thread.start_new_thread(self._print_logs, (log_to_driver,))
+
+    def _attach(self, namespace: str, observer: bool) -> list[int]:
+        """Says who we are; the descriptors that come with the answer."""
+        self._control.settimeout(ANSWER_WAIT_S)
+        try:
+            self._control.send(control.attach_message(namespace, _entrypoint(), observer))
+            data, fds = _receive(self._control)
+            status, self.slot, self.pid, self.session, why = control.read_reply(data)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"the fastray node in {self.path} does not answer: {error}") from None
+        finally:
+            self._control.settimeout(None)
+        if status != control.ATTACHED or len(fds) < 2:
+            raise ConnectionError(f"the fastray node in {self.path} refuses this process: {why}")
+        return fds
+
+    @property
+    def control_fd(self) -> int:
+        return self._control.fileno()
+
+    @property
+    def address(self) -> str:
+        """What another process passes to `init(address=...)`."""
+        return f"unix:{os.path.join(self.path, sessions.SOCKET)}"
+
+    def info(self) -> dict[str, object]:
+        """What the daemon wrote about itself."""
+        return sessions.read_info(self.path)
+
+    def alive(self) -> bool:
+        """False once the kernel says that the daemon ended."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    def describe_death(self) -> str:
+        """How it ended: its exit status is not ours to see."""
+        return "still running" if self.alive() else f"pid {self.pid} is gone"
+
+    def preload(self, modules: list[str]) -> None:
+        """Have these imported before workers are forked, when the daemon's interpreter is this one."""
+        if modules and self.info().get("prefix") == sys.prefix:
+            self._control.send(control.preload_message(modules))
+
+    def stop(self, quickly: bool = False, reads_on: bool = False) -> None:
+        """Ends this process's job and prints what its tasks printed. With `reads_on` this process still has the
+        segment mapped: its objects stay until it ends."""
+        try:
+            self._control.send(control.shutdown_message(reads_on))
+        except OSError:
+            pass  # gone already
+        # the daemon closes both sockets when the job's workers are dead and their output is sent
+        select.select([self._control], [], [], 0.5 if quickly else STOP_WAIT_S)
+        self._control.close()
+        self._printed.acquire(timeout=0.1 if quickly else STOP_WAIT_S)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+    def abandon(self) -> None:
+        """In a forked child: closes our ends, touches nothing else."""
+        self._control.close()
+        self._logs.close()
+
+    def _print_logs(self, log_to_driver: bool) -> None:
+        """Thread: prints what the node sends until it closes the socket."""
+        from fastray.log_reader import print_logs
+
+        try:
+            print_logs(self._logs, log_to_driver)
+        finally:
+            self._logs.close()
+            self._printed.release()
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors, which are not inherited by programs this one starts."""
+    room = socket.CMSG_LEN(3 * array.array("i").itemsize)
+    data, ancillary, _, _ = connection.recvmsg(control.REPLY_BYTES_MAX, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
+
+
+def _open_pid(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # it died since it answered
+        return -1
+
+
+def own_umask() -> int:
+    """The mode bits that files of this process are made without."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _entrypoint() -> str:
+    return " ".join(sys.argv)[:159]

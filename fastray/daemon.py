@@ -1,0 +1,178 @@
+"""A node that no driver owns: the process behind `fastray start --head`.
+
+It is the node process of node.py (template of the workers and local scheduler in one) with a segment of its own and a
+socket in a session directory, where drivers attach (csrc/local_scheduler_drivers.cpp). It ends by SIGTERM: then all
+that it started is dead and its session directory is gone.
+
+`launch` starts one and waits until drivers can attach; `main` is the daemon's own program. The starter writes a line
+of JSON to the daemon's descriptor 3 (a socket) and reads one: {"ready": ...} or {"error": ...}. Nothing
+else is shared, so a starter may come and go. Joining another node's cluster will begin in `_serve_head`, after the
+node is made and before it says that it is ready.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+from fastray import sessions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+STARTER_FD = 3
+READY_WAIT_S = 30.0
+LINE_BYTES_MAX = 1 << 16
+FD_MIN = 20  # the starter's end is moved up here, out of the way of STARTER_FD
+_PROGRAM = "import sys; sys.path[0] = {root!r}; from fastray.daemon import main; main()  # fastray.node daemon"
+
+
+class StartError(RuntimeError):
+    """The daemon could not start; says why. `running` is the session directory of the one that is there already."""
+
+    def __init__(self, message: str, running: str = "") -> None:
+        super().__init__(message)
+        self.running = running
+
+
+# ---- the starter's side --------------------------------------------------------------------------------
+
+
+def launch(settings: dict[str, Any]) -> dict[str, Any]:
+    """Starts a daemon; what it says about itself (sessions.INFO) once drivers can attach.
+
+    `settings`: temp_dir, port, num_cpus, num_gpus, resources, labels, object_store_memory (None: as the machine is),
+    with_starter (the daemon ends when the starter does). Raises StartError.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        pid = _spawn(theirs)
+        theirs.close()
+        ours.sendall(json.dumps(settings).encode() + b"\n")
+        ours.settimeout(READY_WAIT_S)
+        try:
+            answer = json.loads(_read_line(ours) or b"{}")
+        except (OSError, ValueError) as error:
+            raise StartError(f"the daemon (pid {pid}) did not start: {error}") from None
+    if "ready" not in answer:
+        os.waitpid(pid, 0)
+        why = answer.get("error") or "its process ended before it was ready"
+        raise StartError(str(why), str(answer.get("running") or ""))
+    ready: dict[str, Any] = answer["ready"]
+    return ready
+
+
+def _spawn(starter: socket.socket) -> int:
+    import fcntl
+
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    arguments = [sys.executable or "python3", "-c", _PROGRAM.format(root=root)]
+    fd = fcntl.fcntl(starter.fileno(), fcntl.F_DUPFD_CLOEXEC, FD_MIN)
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, fd, STARTER_FD),
+    ]
+    try:
+        return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions)
+    finally:
+        os.close(fd)
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    """Up to a newline; less at the end of the connection."""
+    data = b""
+    while not data.endswith(b"\n") and len(data) < LINE_BYTES_MAX:
+        part = connection.recv(LINE_BYTES_MAX)
+        if not part:
+            break
+        data += part
+    return data
+
+
+# ---- the daemon ----------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Becomes the daemon and runs until SIGTERM. Does not return."""
+    starter = socket.socket(fileno=STARTER_FD)
+    starter.set_inheritable(False)
+    path, lock = "", -1
+    try:
+        settings = json.loads(_read_line(starter))
+        path, lock = sessions.claim(sessions.runtime_dir(settings["temp_dir"]), settings["port"])
+        _serve_head(path, settings, starter)
+    except sessions.SessionRunningError as error:
+        _answer(starter, {"error": f"a node runs already in {error.path}", "running": error.path})
+        os._exit(1)
+    except Exception as error:
+        _answer(starter, {"error": f"{type(error).__name__}: {error}"})
+        if path:
+            sessions.remove(path)
+        os._exit(1)
+    sessions.remove(path)
+    os.close(lock)
+    os._exit(0)
+
+
+def _answer(starter: socket.socket, answer: dict[str, object]) -> None:
+    try:
+        starter.sendall(json.dumps(answer).encode() + b"\n")
+    except OSError:
+        pass  # it did not wait
+    starter.close()
+
+
+def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> None:
+    """Makes the node, says that it is ready, and runs it to its end."""
+    from fastray._native.node import LocalScheduler, die_with_parent
+    from fastray._native.session import create_segment, session_of
+    from fastray.node import serve, settle
+    from fastray.runtime import node_resources
+
+    if settings["with_starter"]:
+        die_with_parent(signal.SIGTERM)
+    _to_log(path)
+    settle({"cwd": "/"})
+    totals, cpus, store_bytes = node_resources(settings)
+    segment_fd = create_segment(store_bytes, totals, cpus)
+    bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sessions.short_name(os.path.join(path, sessions.SOCKET)) as name:
+        listener.bind(name)
+    listener.listen(128)
+    listener.setblocking(False)
+    loop = LocalScheduler(segment_fd, bell_fd, -1, -1, listener.fileno())
+    info = {
+        "pid": os.getpid(),
+        "session": f"session_{session_of(segment_fd):016x}",
+        "port": settings["port"],
+        "path": path,
+        "labels": settings["labels"] or {},
+        "prefix": sys.prefix,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "started": time.time(),
+    }
+    _write_info(path, info)
+    _answer(starter, {"ready": info})
+    serve(loop)
+
+
+def _to_log(path: str) -> None:
+    """What this process says goes into the session directory."""
+    fd = os.open(os.path.join(path, sessions.LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for stream in (1, 2):
+        os.dup2(fd, stream)
+    os.close(fd)
+
+
+def _write_info(path: str, info: dict[str, object]) -> None:
+    name = os.path.join(path, sessions.INFO)
+    fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        json.dump(info, file)
+    os.rename(f"{name}.new", name)

@@ -1,0 +1,95 @@
+"""Daemons for tests: a node in a folder of the test's own, and what it holds.
+
+    Daemon    one daemon, started in this process's name; `stop` or `kill` ends it
+    held      what attaching must give back: descriptors and processes of the daemon, slots and entries of its tables
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from fastray import attach, daemon, node_state
+from fastray._native.session import Attachment
+
+END_S = 20.0
+POLL_S = 0.003
+
+
+def eventually(condition, seconds=30.0):
+    """Polls until `condition()` is true; its value, false when it never was."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value or time.monotonic() > deadline:
+            return value
+        time.sleep(POLL_S)
+
+
+class Daemon:
+    """A daemon with 2 CPUs in `folder`."""
+
+    def __init__(self, folder, port=6379, **settings):
+        given = dict.fromkeys(("num_gpus", "resources", "labels", "object_store_memory"))
+        given.update(temp_dir=str(folder), port=port, num_cpus=2, with_starter=False)
+        self.info = daemon.launch({**given, **settings})
+        self.pid = self.info["pid"]
+        self.path = self.info["path"]
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def end(self, number):
+        """Sends the signal and waits for the end; the exit status."""
+        signal.pidfd_send_signal(self._pidfd, number)
+        assert select.select([self._pidfd], [], [], END_S)[0], "the daemon did not end"
+        os.close(self._pidfd)
+        self._pidfd = -1
+        return os.waitpid(self.pid, 0)[1]
+
+    def stop(self):
+        """Ends it as `fastray stop` does."""
+        if self._pidfd >= 0:
+            status = self.end(signal.SIGTERM)
+            assert status == 0, f"the daemon ended with status {status}"
+            assert not os.path.exists(self.path)
+
+    def kill(self):
+        """SIGKILL."""
+        self.end(signal.SIGKILL)
+
+    def look(self, at):
+        """What `at(attachment)` sees as an observer."""
+        node = attach.AttachedNode(self.path, observer=True)
+        try:
+            attachment = Attachment(node.segment_fd, node_state.DRIVER, node.slot, node.bell_fd)
+            try:
+                return at(attachment)
+            finally:
+                attachment.detach()
+        finally:
+            os.close(node.segment_fd)
+            os.close(node.bell_fd)
+            node.stop()
+
+    def status(self):
+        """As `fastray status --json` prints it."""
+        return self.look(lambda attachment: node_state.status(attachment, self.info))
+
+    def held(self):
+        """Descriptors and children of the daemon; processes, classes, functions and bytes of its tables."""
+
+        def at(attachment):
+            return {
+                "processes": len(attachment.processes()),
+                "classes": attachment.classes_in_use(),
+                "functions": attachment.functions_in_use(),
+                "bytes": attachment.store_usage()["object_bytes"],
+                "actors": len(attachment.actors()),
+            }
+
+        found = self.look(at)
+        found["descriptors"] = len(os.listdir(f"/proc/{self.pid}/fd"))
+        with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
+            found["children"] = len(file.read().split())
+        return found
