@@ -23,7 +23,7 @@ namespace fastray {
 using Offset = uint64_t;  // bytes from the start of the segment; 0 is "none"
 using Handle = uint64_t;  // generation << 32 | record index; 0 is "none"
 
-inline constexpr uint32_t kWireVersion = 1;
+inline constexpr uint32_t kWireVersion = 2;
 inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
@@ -42,6 +42,7 @@ inline constexpr uint32_t kGpusMax = 32;
 inline constexpr uint32_t kLineageTasksMax = 1u << 22;  // finished tasks of a process that keep arguments
 inline constexpr size_t kInlineArgs = 32;
 inline constexpr size_t kInlineResult = 48;
+inline constexpr size_t kInheritedBytes = 32;        // a nested task of a durable session (durable.h)
 inline constexpr size_t kCacheLine = 64;
 
 constexpr Handle make_handle(uint32_t index, uint32_t gen) { return uint64_t{gen} << 32 | index; }
@@ -446,6 +447,7 @@ struct Header {
   uint64_t object_store_bytes;
   Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
+  Offset durable, inherited;  // durable sessions only (durable_index.h, durable.h); else 0
   std::atomic<uint32_t> incarnations;
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;

@@ -20,6 +20,9 @@ from __future__ import annotations
 from fastray.crash_errors import TaskTimeoutError, WorkerCrashedError
 from fastray.task_error import FastrayError, TaskError
 from fastray.usage_errors import (
+    DurablePathError,
+    DurablePathInUseError,
+    DurablePathMismatchError,
     ForkedProcessError,
     FunctionTableFullError,
     InvalidOptionError,
@@ -373,6 +376,9 @@ __all__ = [
     "AsyncioActorExit",
     "AuthenticationError",
     "CrossLanguageError",
+    "DurablePathError",
+    "DurablePathInUseError",
+    "DurablePathMismatchError",
     "FastrayError",
     "ForkedProcessError",
     "FunctionTableFullError",

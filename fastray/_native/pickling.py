@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 # Types with a serializer of the user's: cls -> reducer. The codec looks at it for every pickle, and
 # before it writes an array natively.
 custom: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-
+# Durable sessions: called with each class before it is written, see recovery/code_digest.py.
+name_class: Callable[[type], None] | None = None
 
 
 def dumps(value: object, buffer_callback: BufferCallback | None = None) -> bytes:
@@ -73,7 +74,7 @@ def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None)
     import cloudpickle
 
     file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=buffer_callback)
+    pickler = _pickler(cloudpickle.Pickler)(file, protocol=5, buffer_callback=buffer_callback)
     if custom:
         # The C member: the Python attribute of cloudpickle's class has been read already.
         table = collections.ChainMap(custom, pickler.dispatch_table)
@@ -85,6 +86,20 @@ def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None)
             raise PicklingError("could not pickle object as excessively deep recursion") from error
         raise
     return file.getvalue()
+
+
+def _pickler(base: type) -> type:
+    if name_class is None:
+        return base
+    give_name = name_class
+
+    class Naming(base):
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type):
+                give_name(obj)
+            return super().reducer_override(obj)
+
+    return Naming
 
 
 def dtype_name(dtype: Any) -> bytes | None:
