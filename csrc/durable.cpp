@@ -1,6 +1,8 @@
 // See durable.h.
 #include "durable.h"
 
+#include <string.h>
+
 namespace fastray {
 namespace {
 
@@ -64,7 +66,7 @@ Content Durable::content_of(Handle h, int depth, Key* out) {
   return Content::kKnown;
 }
 
-Content Durable::arguments(const Record& r, Key* key) {
+Content Durable::arguments_of(const Record& r, Key* key) {
   uint32_t dependencies = r.dependencies, references = r.references;
   auto* handles = reinterpret_cast<const Handle*>(r.args);
   if (r.args_bytes == kArgsInHeap) {
@@ -72,7 +74,7 @@ Content Durable::arguments(const Record& r, Key* key) {
     dependencies = v.header->dependencies;
     references = v.header->references;
     handles = v.handles;
-    *key = payload_content(*key, v, v.header->codec_bytes);
+    *key = is_key(arguments_) ? absorb(*key, arguments_) : payload_content(*key, v, v.header->codec_bytes);
   } else {
     *key = absorb(*key, r.args + (dependencies + references) * sizeof(Handle), r.args_bytes);
   }
@@ -88,19 +90,34 @@ Content Durable::find_key(Handle h, const Handle* captured, size_t n) {
   const Inherited* from = r.parent != 0 ? &inherited_[index_of(h)] : nullptr;
   Key key = from != nullptr && from->mode == kFromKeyed ? from->key : kRootKey;
   content_key::block(key, digest_.lo, digest_.hi);
-  Content c = arguments(r, &key);
+  Content c = arguments_of(r, &key);
   for (size_t i = 0; i < n && c == Content::kKnown; ++i) c = content_of(captured[i], 0, &key);
   key_ = c == Content::kKnown ? key : Key{};
   return c;
 }
 
-Content Durable::begin(Handle h, const Key& digest, const Handle* captured, size_t n) {
+bool Durable::holds_code(Handle h) const {
+  static constexpr char kMark[] = "cloudpickle.cloudpickle";
+  const Record& r = segment_.record(h);
+  if (r.args_bytes != kArgsInHeap) return false;  // too short for it
+  PayloadView v = Process::view_payload(segment_, r.args_heap.offset);
+  if (memmem(v.codec, v.header->codec_bytes, kMark, sizeof kMark - 1) != nullptr) return true;
+  for (uint32_t i = 0; i < v.header->buffers; ++i) {
+    const uint8_t* p = v.buffer(i);
+    bool pickle = v.buffer_bytes[i] > 2 && p[0] == 0x80 && p[1] == 5;
+    if (pickle && memmem(p, v.buffer_bytes[i], kMark, sizeof kMark - 1) != nullptr) return true;
+  }
+  return false;
+}
+
+Content Durable::begin(Handle h, const Key& digest, const Handle* captured, size_t n, const Key& arguments) {
   const Record& r = segment_.record(h);
   key_ = Key{};
   late_ = spawned_ = false;
   children_ = kFromRoot;
   id_ = r.id;
   digest_ = digest;
+  arguments_ = arguments;
   if (r.parent != 0 && inherited_[index_of(h)].mode == kNotDurable) {
     children_ = kNotDurable;
     return Content::kNever;
@@ -136,7 +153,7 @@ bool Durable::may_recall(Handle h) const { return !index_.is_empty() || segment_
 bool Durable::recall(Handle h, EntryView* out) {
   const Record& r = segment_.record(h);
   uint64_t place[2];
-  if (!is_key(key_) || !index_.take(key_, h, r.attempts != 0, out, &place[0], &place[1])) return false;
+  if (!is_key(key_) || !index_.take(key_, h, static_cast<uint32_t>(r.id), r.attempts != 0, out, &place[0], &place[1])) return false;
   if (r.parent != 0 && inherited_[index_of(h)].mode == kFromKeyed) {
     LogPart part{place, sizeof place};
     (void)log_.append(key_, kEntryTaken | kEntryHasParent, 0, inherited_[index_of(h)].id, &part, 1);

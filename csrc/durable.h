@@ -37,8 +37,11 @@ class Durable {
   void abandon() { log_.abandon(); }  // in a forked child
   void close() { log_.close(); }
 
-  // A task starts. `digest` 0: a function that is never durable. `captured`: what its closure refers to.
-  Content begin(Handle h, const Key& digest, const Handle* captured, size_t n);
+  // A task starts. `digest` 0: a function that is never durable. `captured`: what its closure refers to. `arguments`:
+  // what stands for the arguments' bytes when they are no good for it; 0: they are (see holds_code).
+  Content begin(Handle h, const Key& digest, const Handle* captured, size_t n, const Key& arguments);
+  // True when the arguments hold functions or classes as code: its bytes differ from run to run.
+  bool holds_code(Handle h) const;
   // The references among its arguments that are not done.
   std::vector<Handle> open_references(Handle h) const;
   // Takes the task's result out of the logs; keeps a note of it when the task is nested.
@@ -69,18 +72,18 @@ class Durable {
   struct Running {
     Key key;
     uint64_t id = 0, children = kFromRoot;
-    Key digest;
+    Key digest, arguments;
     bool late = false, spawned = false;
   };
-  Running running() const { return {key_, id_, children_, digest_, late_, spawned_}; }
+  Running running() const { return {key_, id_, children_, digest_, arguments_, late_, spawned_}; }
   void resume(const Running& r) {
     key_ = r.key, id_ = r.id, children_ = static_cast<InheritedMode>(r.children);
-    digest_ = r.digest, late_ = r.late, spawned_ = r.spawned;
+    digest_ = r.digest, arguments_ = r.arguments, late_ = r.late, spawned_ = r.spawned;
   }
 
  private:
   Content content_of(Handle h, int depth, Key* out);
-  Content arguments(const Record& r, Key* key);
+  Content arguments_of(const Record& r, Key* key);
   Content find_key(Handle h, const Handle* captured, size_t n);
 
   Segment segment_;
@@ -93,7 +96,7 @@ class Durable {
   Key key_;
   uint64_t id_ = 0;
   InheritedMode children_ = kFromRoot;
-  Key digest_;
+  Key digest_, arguments_;
   std::vector<Handle> captured_;
   bool late_ = false;
   bool spawned_ = false;

@@ -33,6 +33,7 @@ uint64_t* file_ids(DurableArea* a) { return reinterpret_cast<uint64_t*>(a + 1); 
 DurableSlot* slots(DurableArea* a) { return reinterpret_cast<DurableSlot*>(file_ids(a) + a->files); }
 DurableItem* items(DurableArea* a) { return reinterpret_cast<DurableItem*>(slots(a) + a->slots); }
 uint64_t slots_for(uint64_t n) { return n == 0 ? 0 : std::bit_ceil(2 * n); }
+uint64_t alias_of(uint64_t key, uint32_t number) { return content_key::fold(key, number ^ content_key::kPi[2]) | 1; }
 
 // Waits until nobody holds the file's lock; the pid of who does, or 0.
 int wait_for_writer(const std::string& file, int64_t deadline_ns) {
@@ -129,7 +130,7 @@ std::string DurableLogs::scan(uint64_t id) {
     }
     if (e.flags & kEntryHasId) finished_.insert(name_of(generation_of(id), e.id));
     if (e.flags & kEntryHasParent) children_.push_back({live_.size(), name_of(generation_of(id), e.parent)});
-    live_.push_back({e.key.lo, number << kOffsetBits | at, e.next - at});
+    live_.push_back({e.key.lo, number << kOffsetBits | at, e.next - at, e.number});
   }
   if (at == LogFile::first()) {
     unlink(name.c_str());
@@ -155,6 +156,17 @@ void DurableLogs::resolve() {
   std::erase_if(live_, [&](const Live& l) { return l.key == 0 || (!gone.empty() && gone.count(l.location) != 0); });
   counts_.live = live_.size();
   for (const Live& l : live_) counts_.live_bytes += l.bytes;
+  count_repeated();
+}
+
+void DurableLogs::count_repeated() {
+  std::vector<uint64_t> seen(slots_for(live_.size()));
+  for (const Live& l : live_) {
+    uint64_t at = l.key & (seen.size() - 1);
+    while (seen[at] != 0 && seen[at] != l.key) at = (at + 1) & (seen.size() - 1);
+    repeated_ += seen[at] != 0 ? 2 : 0;  // at least as many as there are
+    seen[at] = l.key;
+  }
 }
 
 // ---- compaction ----------------------------------------------------------------------------------------
@@ -173,9 +185,9 @@ std::string DurableLogs::compact(bool always) {
       if (!problem.empty()) break;
       if (!files_[l.location >> kOffsetBits]->read(l.location & kOffsetMask, &e) || !LogFile::is_whole(e)) continue;
       LogPart part{e.data, e.bytes};
-      moved.push_back({l.key, writer.end(), 0});
+      moved.push_back({l.key, writer.end(), 0, l.number});
       // whose children they were is of no use any more: that task has ended without a result
-      if (!writer.append(e.key, e.flags & kEntryKindMask, 0, 0, &part, 1)) problem = writer.problem();
+      if (!writer.append(e.key, e.flags & kEntryKindMask, e.number, 0, &part, 1)) problem = writer.problem();
       moved.back().bytes = writer.end() - moved.back().location;
     }
     if (problem.empty()) problem = writer.sync();
@@ -199,28 +211,38 @@ std::string DurableLogs::compact(bool always) {
 // ---- the area ------------------------------------------------------------------------------------------
 
 uint64_t DurableLogs::area_bytes() const {
-  return sizeof(DurableArea) + ids_.size() * 8 + slots_for(live_.size()) * sizeof(DurableSlot) +
+  return sizeof(DurableArea) + ids_.size() * 8 + slots_for(live_.size() + repeated_) * sizeof(DurableSlot) +
          live_.size() * sizeof(DurableItem);
 }
 
 void DurableLogs::fill(DurableArea* area) const {
   area->generation = counts_.generation;
   area->files = static_cast<uint32_t>(ids_.size());
-  area->slots = slots_for(live_.size());
+  area->slots = slots_for(live_.size() + repeated_);
   area->items = live_.size();
   strncpy(area->path, path_.c_str(), sizeof area->path - 1);
   std::copy(ids_.begin(), ids_.end(), file_ids(area));
   DurableSlot* table = slots(area);
   DurableItem* all = items(area);
+  auto slot_of = [&](uint64_t key) -> DurableSlot& {
+    uint64_t at = key & (area->slots - 1);
+    while (table[at].key != 0 && table[at].key != key) at = (at + 1) & (area->slots - 1);
+    table[at].key = key;
+    return table[at];
+  };
+  auto enter_alias = [&](size_t i) {
+    DurableSlot& s = slot_of(alias_of(live_[i].key, live_[i].number));
+    if (s.first == 0) s.first = static_cast<uint32_t>(i + 1);
+  };
   for (size_t i = live_.size(); i-- > 0;) {  // from the last, so that each list begins with its oldest
-    const Live& l = live_[i];
-    uint64_t at = l.key & (area->slots - 1);
-    while (table[at].key != 0 && table[at].key != l.key) at = (at + 1) & (area->slots - 1);
-    all[i].location = l.location;
-    all[i].next = table[at].first;
-    table[at].key = l.key;
-    table[at].first = static_cast<uint32_t>(i + 1);
-    table[at].head.store(static_cast<uint32_t>(i + 1), std::memory_order_relaxed);
+    DurableSlot& s = slot_of(live_[i].key);
+    all[i].location = live_[i].location;
+    all[i].next = s.first;
+    s.first = static_cast<uint32_t>(i + 1);
+    s.head.store(s.first, std::memory_order_relaxed);
+    if (all[i].next == 0) continue;
+    enter_alias(i);
+    if (all[all[i].next - 1].next == 0) enter_alias(all[i].next - 1);  // it was alone before
   }
   area->left.store(live_.size(), std::memory_order_release);
 }
@@ -237,30 +259,46 @@ bool DurableIndex::view(const DurableItem& item, EntryView* out) {
   return files_[number]->read(item.location & kOffsetMask, out) && LogFile::is_whole(*out);
 }
 
-bool DurableIndex::take(const Key& key, Handle h, bool again, EntryView* out, uint64_t* file_id, uint64_t* offset) {
-  if (area_ == nullptr || area_->slots == 0) return false;
+DurableSlot* DurableIndex::find(uint64_t key) {
   DurableSlot* table = slots(area_);
-  uint64_t at = key.lo & (area_->slots - 1);
-  while (table[at].key != key.lo) {
-    if (table[at].key == 0) return false;
+  uint64_t at = key & (area_->slots - 1);
+  while (table[at].key != key) {
+    if (table[at].key == 0) return nullptr;
     at = (at + 1) & (area_->slots - 1);
   }
-  DurableSlot& slot = table[at];
-  uint32_t next = again ? slot.first : slot.head.load(std::memory_order_acquire);
-  for (; next != 0; next = items(area_)[next - 1].next) {
-    DurableItem& item = items(area_)[next - 1];
-    uint64_t taker = item.taker.load(std::memory_order_acquire);
-    if (taker != 0 && taker != h) continue;
-    if (taker == 0) {
-      // SYNC POINT: durable-item (whoever makes this swap has the entry, in this life and its next attempts)
-      if (!item.taker.compare_exchange_strong(taker, h, std::memory_order_acq_rel)) continue;
-      area_->left.fetch_sub(1, std::memory_order_relaxed);
-      slot.head.store(item.next, std::memory_order_release);  // a hint: it may go back, never past one not taken
-    }
-    if (!view(item, out) || !(out->key == key)) continue;  // damaged: nobody can have it
+  return &table[at];
+}
+
+// True when it is h's now, or was already.
+bool DurableIndex::take_item(DurableItem& item, Handle h) {
+  uint64_t taker = item.taker.load(std::memory_order_acquire);
+  if (taker != 0) return taker == h;
+  // SYNC POINT: durable-item (whoever makes this swap has the entry, in this life and its next attempts)
+  if (!item.taker.compare_exchange_strong(taker, h, std::memory_order_acq_rel)) return false;
+  area_->left.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+bool DurableIndex::take(const Key& key, Handle h, uint32_t number, bool again, EntryView* out, uint64_t* file_id,
+                        uint64_t* offset) {
+  DurableSlot* slot = area_ != nullptr && area_->slots != 0 ? find(key.lo) : nullptr;
+  if (slot == nullptr) return false;
+  auto have = [&](DurableItem& item) {
+    if (!view(item, out) || !(out->key == key)) return false;  // damaged: nobody can have it
     *file_id = file_ids(area_)[item.location >> kOffsetBits];
     *offset = item.location & kOffsetMask;
     return true;
+  };
+  DurableItem* all = items(area_);
+  if (all[slot->first - 1].next != 0) {
+    DurableSlot* own = find(alias_of(key.lo, number));
+    if (own != nullptr && take_item(all[own->first - 1], h) && have(all[own->first - 1])) return true;
+  }
+  uint32_t next = again ? slot->first : slot->head.load(std::memory_order_acquire);
+  for (; next != 0; next = all[next - 1].next) {
+    if (!take_item(all[next - 1], h)) continue;
+    slot->head.store(all[next - 1].next, std::memory_order_release);  // a hint: it may go back, never past one not taken
+    if (have(all[next - 1])) return true;
   }
   return false;
 }

@@ -7,7 +7,10 @@
 //                in the order of the logs for each
 //   item         where one entry is, and the handle of the record that took it; each is taken once
 //
-// Equal calls have equal keys and may have several results (a task that draws random numbers): each call takes one.
+//   alias        of a key with several items: key and number of the task, which lead to one of them directly
+//
+// Equal calls have equal keys and may have several results (a task that draws random numbers): each call takes one; in
+// a program that submits in the same order each time its own (the alias), else the oldest that is left.
 // Taking is one swap of the item's `taker`; the head of a list is only a hint. So a worker killed after it took an
 // item leaves it to the next attempt of the same record, which finds its own handle there.
 //
@@ -25,7 +28,7 @@
 namespace fastray {
 
 struct DurableSlot {
-  uint64_t key;                // low half; 0: empty
+  uint64_t key;                // low half, or an alias; 0: empty
   uint32_t first;              // item + 1: start of the list
   std::atomic<uint32_t> head;  // hint: all items before it are taken; 0: all are
 };
@@ -71,6 +74,7 @@ class DurableLogs {
     uint64_t key;
     uint64_t location;
     uint64_t bytes;
+    uint32_t number;
   };
   struct Child {
     size_t live;         // index in live_
@@ -79,6 +83,7 @@ class DurableLogs {
   std::string list(std::vector<uint64_t>* ids);
   std::string scan(uint64_t id);
   void resolve();
+  void count_repeated();
 
   std::string path_;
   std::vector<std::unique_ptr<LogFile>> files_;
@@ -90,6 +95,7 @@ class DurableLogs {
   };
   std::vector<Note> notes_;
   std::unordered_set<uint64_t> finished_;  // tasks with children, by name_of
+  size_t repeated_ = 0;  // live entries whose key is another's too
   Counts counts_;
 };
 
@@ -99,9 +105,12 @@ class DurableIndex {
   bool is_empty() const { return area_ == nullptr || area_->left.load(std::memory_order_relaxed) == 0; }
   // Takes an entry with this key for record h; `again`: an earlier attempt of it may have taken one. `file_id` and
   // `offset` say where it is. Entries that turn out to be damaged are passed over.
-  bool take(const Key& key, Handle h, bool again, EntryView* out, uint64_t* file_id, uint64_t* offset);
+  bool take(const Key& key, Handle h, uint32_t number, bool again, EntryView* out, uint64_t* file_id,
+            uint64_t* offset);
 
  private:
+  DurableSlot* find(uint64_t key);
+  bool take_item(DurableItem& item, Handle h);
   bool view(const DurableItem& item, EntryView* out);
 
   DurableArea* area_ = nullptr;

@@ -23,7 +23,7 @@ constexpr uint64_t kPage = 4096;
 constexpr uint64_t kWindowMin = 64 << 10;
 constexpr uint64_t kWindowMax = 4 << 20;
 constexpr uint64_t kCheckedBytes = 256;
-constexpr uint64_t kFlagAndIds = 1 + 8 + 8;
+constexpr uint64_t kFlagAndNumber = 1 + 4;
 constexpr Key kCheckSeed{0x7465636B73756D31, 0x6661737472617931};
 
 constexpr uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -82,10 +82,11 @@ bool LogFile::read(uint64_t offset, EntryView* out) const {
   out->key = head->key;
   out->flags = *p;
   out->next = up(body + bytes, 8);
-  uint64_t ids = 1 + (*p & kEntryHasId ? 8 : 0) + (*p & kEntryHasParent ? 8 : 0);
+  uint64_t ids = kFlagAndNumber + (*p & kEntryHasId ? 8 : 0) + (*p & kEntryHasParent ? 8 : 0);
   uint64_t tail = bytes > kCheckedBytes ? 8 : 0;
   if (bytes < ids + tail) return false;
-  out->id = *p & kEntryHasId ? content_key::read64(p + 1) : 0;
+  out->number = static_cast<uint32_t>(content_key::read32(p + 1));
+  out->id = *p & kEntryHasId ? content_key::read64(p + kFlagAndNumber) : 0;
   out->parent = *p & kEntryHasParent ? content_key::read64(p + ids - 8) : 0;
   out->data = p + ids;
   out->is_long = tail != 0;
@@ -164,9 +165,10 @@ bool LogWriter::move_window(uint64_t bytes) {
 
 bool LogWriter::append(const Key& key, uint8_t flags, uint64_t id, uint64_t parent, const LogPart* parts, int n) {
   if (fd_ < 0 || !problem_.empty()) return false;
-  uint8_t head[kFlagAndIds];
-  uint64_t m = 1, bytes = 0;
+  uint8_t head[kFlagAndNumber + 16];
+  uint64_t m = kFlagAndNumber, bytes = 0;
   head[0] = flags;
+  memcpy(head + 1, &id, 4);
   if (flags & kEntryHasId) memcpy(head + m, &id, 8), m += 8;
   if (flags & kEntryHasParent) memcpy(head + m, &parent, 8), m += 8;
   for (int i = 0; i < n; ++i) bytes += parts[i].bytes;

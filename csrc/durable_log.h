@@ -2,7 +2,8 @@
 //
 //   generation   number of a session of the path: 1 for the first, one more for each that follows
 //   file id      generation << 16 | process slot of the writer; kBaseSlot for what compaction wrote
-//   entry        24 bytes of head, then the body: flags, ids (both optional), payload; starts at a multiple of 8
+//   entry        24 bytes of head, then the body: flags, number, ids (both optional), payload; starts at a multiple of 8
+//   number       the low half of the task's id: which of its owner's tasks it was
 //   window       the part of the file that is mapped for writing: reserved on the disk and touched beforehand; it
 //                grows with the file, and to whatever one entry needs
 //
@@ -57,7 +58,8 @@ enum EntryFlag : uint8_t {
 struct EntryView {
   Key key;
   uint8_t flags = 0;
-  uint64_t id = 0, parent = 0;
+  uint32_t number = 0;
+  uint64_t id = 0, parent = 0;  // 0 where they are not there
   const uint8_t* data = nullptr;
   uint64_t bytes = 0;
   bool is_long = false;  // a checksum of its own stands behind the data

@@ -43,7 +43,8 @@ from fastray._native.cpp cimport (
     word_gen,
 )
 from fastray._native.object_ref cimport session
-from fastray._native.values cimport copy_buffer, store_encoded, wait_for_room
+from fastray._native.decoder import loads_call
+from fastray._native.values cimport copy_buffer, payload_buffers, payload_references, store_encoded, wait_for_room
 from fastray._native.wait cimport wait_handles
 from fastray._native.worker cimport Loaded
 
@@ -57,12 +58,18 @@ cdef enum:
 cdef bint recall(Handle h, Record* r, Loaded f) except -1:
     cdef Durable* d = session.durable
     cdef EntryView entry
-    cdef Content known = d.begin(h, f.digest, f.captured.data(), f.captured.size())
+    cdef Key arguments
+    if f.digest.lo != 0 and d.holds_code(h):
+        arguments = arguments_key(h, r)
+        if arguments.lo == 0:
+            d.begin(h, arguments, NULL, 0, arguments)
+            return False
+    cdef Content known = d.begin(h, f.digest, f.captured.data(), f.captured.size(), arguments)
     if f.streaming or known == Content.kNever or not d.may_recall(h):
         return False
     if known == Content.kNotYet:
         await_references(h)
-        known = d.begin(h, f.digest, f.captured.data(), f.captured.size())
+        known = d.begin(h, f.digest, f.captured.data(), f.captured.size(), arguments)
     if known != Content.kKnown or not d.recall(h, &entry):
         return False
     cdef uint64_t flags = 0
@@ -72,6 +79,28 @@ cdef bint recall(Handle h, Record* r, Loaded f) except -1:
         flags = write_entry(h, r, entry.flags & kEntryKindMask, entry.data, entry.bytes)
     session.process.seal(h, kDone, flags)
     return True
+
+
+cdef Key arguments_key(Handle h, Record* r):
+    """What stands for arguments with functions or classes in them, whose pickles differ from run to run; 0 when
+    nothing can."""
+    from fastray.recovery.code_digest import digest_of
+    cdef PayloadView view = Process.view_payload(session.process.segment(), r.args_heap.offset)
+    cdef bytes codec = (<const char*>view.codec)[:view.header.codec_bytes]
+    cdef Key key
+    try:
+        dependencies = [f"dependency {i}" for i in range(view.header.dependencies)]
+        call = loads_call(codec, dependencies, payload_references(view.header), payload_buffers(h, view.header))
+        return key_of(digest_of(call))
+    except Exception:
+        return key
+
+
+cdef Key key_of(bytes digest) noexcept:
+    cdef Key key
+    memcpy(&key, <const char*>digest, sizeof(Key))
+    key.lo |= 1
+    return key
 
 
 cdef int await_references(Handle h) except -1:

@@ -19,6 +19,7 @@ import collections
 import copyreg
 import io
 import sys
+import types
 from _pickle import PicklingError
 
 TYPE_CHECKING = False
@@ -93,13 +94,32 @@ def _pickler(base: type) -> type:
         return base
     give_name = name_class
 
-    class Naming(base):
+    class Naming(base):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type):
                 give_name(obj)
+            elif type(obj) is types.CodeType:
+                make, parts = self.dispatch_table[types.CodeType](obj)
+                return make, tuple([_in_order(part) for part in parts])
             return super().reducer_override(obj)
 
     return Naming
+
+
+class _Ordered:
+    """Stands for a frozenset among a code's constants, whose own order is another in each run."""
+
+    def __init__(self, items: frozenset[Any]) -> None:
+        self._items = items
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return frozenset, (sorted(self._items, key=repr),)
+
+
+def _in_order(part: Any) -> Any:
+    if type(part) is not tuple:
+        return part
+    return tuple([_Ordered(item) if type(item) is frozenset else item for item in part])
 
 
 def dtype_name(dtype: Any) -> bytes | None:

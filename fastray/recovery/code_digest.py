@@ -9,8 +9,8 @@ this run's hash seed. Here the function is walked instead:
     own       any other function or class counts by its code, also one in an importable module, and so do
               functions of own modules that the code names (`helpers.clean`)
 
-What cannot be taken apart (a lock, a socket) counts by its type. Not seen: what code reaches by computed names, and
-classes of own modules of which only instances are passed as arguments.
+Other objects are taken apart as pickle does it; what only cloudpickle can write counts by its bytes, what nobody can (a
+lock, a socket) by its type. Not seen: what code reaches by computed names.
 
     digest_of(value)     the digest
     name_class(cls)      gives a class that is pickled by value the same id in every run
@@ -26,12 +26,14 @@ import sys
 import types
 from _blake2 import blake2b
 
+from fastray._native import pickling
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 DIGEST_BYTES = 16
-DEPTH_MAX = 200
+DEPTH_MAX = 150
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 _FASTRAY = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -39,7 +41,7 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _CLASS_NOISE = frozenset(
     [
         *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"),
-        *("_abc_impl", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+        *("__slotnames__", "_abc_impl", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
     ]
 )
 _FUNCTION_NOISE = frozenset(["__doc__", "__annotations__"])
@@ -89,7 +91,7 @@ class _Walk:
         elif kind in (set, frozenset):
             self.put(kind.__name__, b"".join(sorted(digest_of(item) for item in value)))
         elif depth > DEPTH_MAX:
-            self.put("deep", kind.__qualname__.encode())
+            self.put("deep", pickling.dumps_by_value(value))
         elif not self._again(value):
             self._add_object(value, kind, depth + 1)
 
@@ -197,8 +199,8 @@ class _Walk:
         try:
             reducer = copyreg.dispatch_table.get(kind)
             parts = reducer(value) if reducer is not None else value.__reduce_ex__(4)
-        except Exception:  # a lock, a file, a generator
-            self.put("opaque")
+        except Exception:
+            self._add_opaque(value)
             return
         if isinstance(parts, str):
             self.put("named", parts.encode())
@@ -206,6 +208,14 @@ class _Walk:
         for part in parts:
             plain = part is None or isinstance(part, (tuple, dict, list, str)) or callable(part)
             self.add(part if plain or not hasattr(part, "__next__") else list(part), depth)
+
+
+    def _add_opaque(self, value: object) -> None:
+        try:
+            data = pickling.dumps_by_value(value)
+        except Exception:  # a lock, a socket, a generator
+            data = b""
+        self.put("opaque", data)
 
 
 def _names_of(code: types.CodeType) -> set[str]:
