@@ -52,11 +52,13 @@ Content Durable::content_of(Handle h, int depth, Key* out) {
   }
   PayloadView v = Process::view_payload(segment_, r.result_heap.offset);
   bool large = v.header->total_bytes >= kLargeBytes && v.header->references == 0;
-  auto known = large ? contents_.find(h) : contents_.end();
-  Key key = known != contents_.end() ? known->second : payload_content(kValueSeed, v, r.result_bytes);
-  if (large && known == contents_.end()) {
+  uint32_t attempts = r.kind == kPromise ? segment_.record(r.args_heap.offset).attempts : r.attempts;
+  auto found = large ? contents_.find(h) : contents_.end();
+  bool known = found != contents_.end() && found->second.attempts == attempts;
+  Key key = known ? found->second.key : payload_content(kValueSeed, v, r.result_bytes);
+  if (large && !known) {
     if (contents_.size() >= kContentsMax) contents_.clear();
-    contents_.emplace(h, key);
+    contents_[h] = {key, attempts};
   }
   for (uint32_t i = 0; i < v.header->references; ++i) {
     Content c = content_of(v.handles[v.header->dependencies + i], depth + 1, &key);

@@ -91,7 +91,11 @@ class Durable {
   DurableArea* area_ = nullptr;
   DurableIndex index_;
   LogWriter log_;
-  std::unordered_map<Handle, Key> contents_;  // of large values
+  struct Known {
+    Key key;
+    uint32_t attempts;  // of its task: a lost value that was computed again may be another
+  };
+  std::unordered_map<Handle, Known> contents_;  // of large values
   // the running task
   Key key_;
   uint64_t id_ = 0;

@@ -269,12 +269,22 @@ def _resources(options: InitOptions) -> tuple[dict[str, int], int]:
 def start(options: InitOptions) -> Runtime:
     """Makes a session: segment, node process, attachment. The node boots while we go on."""
     global _current
-    durable = None
-    if options.durable is not None:
-        from fastray.recovery.durable import DurablePath, name_classes
+    if options.durable is None:
+        _current = _start(options, None)
+        return _current
+    from fastray.recovery.durable import DurablePath, name_classes
 
-        durable = DurablePath.open(options.durable)
+    durable = DurablePath.open(options.durable)
+    try:
         name_classes()
+        _current = _start(options, durable)
+    except BaseException:
+        durable.close()
+        raise
+    return _current
+
+
+def _start(options: InitOptions, durable: DurablePath | None) -> Runtime:
     store_bytes = options.object_store_memory or default_object_store_bytes()
     totals, cpus = _resources(options)
     segment_fd = create_segment(store_bytes, totals, cpus, durable.logs.area_bytes if durable else 0)
@@ -282,10 +292,11 @@ def start(options: InitOptions) -> Runtime:
     attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
     if durable is not None:
         durable.logs.fill(attachment.durable_address())
-    _current = (_start_local if options.local_mode else _start_node)(attachment, segment_fd, bell_fd, cpus, options)
-    _current.durable = durable
-    _current.bell_fd = bell_fd
-    return _current
+    begin = _start_local if options.local_mode else _start_node
+    runtime = begin(attachment, segment_fd, bell_fd, cpus, options)
+    runtime.durable = durable
+    runtime.bell_fd = bell_fd
+    return runtime
 
 
 def _start_node(
@@ -306,10 +317,12 @@ def _start_local(
     """local_mode: no node; each task runs in this process while `.remote` is called."""
     attachment.activate(True)
     from fastray._native import worker as native
-    from fastray._native.durable import open_log
 
     native.forget_functions()
-    open_log()
+    if attachment.durable_address():
+        from fastray.recovery.durable import open_log_here
+
+        open_log_here()
     os.close(segment_fd)
     runtime = Runtime(attachment, None, options)
     runtime.is_local = True

@@ -15,7 +15,7 @@ import sys
 
 from fastray._native import worker as native
 from fastray._native.decoder import loads_pickle
-from fastray._native.durable import close_log, open_log
+from fastray._native.durable import close_log
 from fastray._native.session import Attachment
 
 TYPE_CHECKING = False
@@ -81,15 +81,6 @@ def show_gpus(mask: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
 
 
-def _open_durable_log() -> None:
-    from fastray.recovery.durable import name_classes, warn_not_kept
-
-    name_classes()
-    problem = open_log()
-    if problem:
-        warn_not_kept(problem)
-
-
 def main(
     segment_fd: int, slot: int, bell_fd: int, control_fd: int, setup_error: Exception | None = None
 ) -> None:
@@ -106,7 +97,9 @@ def main(
     install_task_streams(native.current_task_name)
     native.watch_output(unfinished)
     if attachment.durable_address():
-        _open_durable_log()
+        from fastray.recovery.durable import open_log_here
+
+        open_log_here()
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError
 

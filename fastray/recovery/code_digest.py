@@ -9,8 +9,8 @@ this run's hash seed. Here the function is walked instead:
     own       any other function or class counts by its code, also one in an importable module, and so do
               functions of own modules that the code names (`helpers.clean`)
 
-Other objects are taken apart as pickle does it; what only cloudpickle can write counts by its bytes, what nobody can (a
-lock, a socket) by its type. Not seen: what code reaches by computed names.
+Other objects are taken apart as pickle does it; what only cloudpickle can write counts by its bytes, what nobody can
+(a lock, a socket) by its type. Not seen: what code reaches by computed names.
 
     digest_of(value)     the digest
     name_class(cls)      gives a class that is pickled by value the same id in every run
@@ -41,7 +41,8 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _CLASS_NOISE = frozenset(
     [
         *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__static_attributes__"),
-        *("__slotnames__", "_abc_impl", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+        *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+        *("__slotnames__", "_abc_impl"),
     ]
 )
 _FUNCTION_NOISE = frozenset(["__doc__", "__annotations__"])
@@ -206,8 +207,8 @@ class _Walk:
             self.put("named", parts.encode())
             return
         for part in parts:
-            plain = part is None or isinstance(part, (tuple, dict, list, str)) or callable(part)
-            self.add(part if plain or not hasattr(part, "__next__") else list(part), depth)
+            is_iterator = hasattr(part, "__next__") and hasattr(part, "__iter__")
+            self.add(list(part) if is_iterator else part, depth)  # type: ignore[arg-type]
 
 
     def _add_opaque(self, value: object) -> None:

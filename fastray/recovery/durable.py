@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import sys
 
-from fastray._native.durable import Logs
+from fastray._native.durable import Logs, open_log
 from fastray.exceptions import DurablePathError, DurablePathInUseError, DurablePathMismatchError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FunctionType
+    from collections.abc import Callable
+    from typing import Any
 
     from fastray.options import TaskOptions
 
@@ -167,7 +168,7 @@ def read_logs(path: str, wait_ms: int = WRITERS_WAIT_MS) -> Logs:
 # ---- functions -------------------------------------------------------------------------------------------
 
 
-def function_digest(function: FunctionType, options: TaskOptions, environment: object) -> tuple[int, int]:
+def function_digest(function: Callable[..., Any], options: TaskOptions, environment: object) -> tuple[int, int]:
     """What stands for a remote function in the keys of its tasks: its code, number of results, runtime_env."""
     from fastray.recovery.code_digest import digest_of
 
@@ -181,6 +182,14 @@ def name_classes() -> None:
     from fastray.recovery.code_digest import name_class
 
     pickling.name_class = name_class
+
+
+def open_log_here() -> None:
+    """Tasks that run in this process find results of earlier sessions, and are written down."""
+    name_classes()
+    problem = open_log()
+    if problem:
+        warn_not_kept(problem)
 
 
 # ---- trouble ---------------------------------------------------------------------------------------------

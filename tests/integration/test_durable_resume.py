@@ -53,7 +53,7 @@ def test_a_killed_driver_goes_on(start_program, run_program, tmp_path):
     arguments = (tmp_path / "durable", runs, TASKS)
     for part in (TASKS // 4, TASKS // 2):
         driver = start_program(MANY, *arguments, env={"PYTHONHASHSEED": str(part)})
-        assert eventually(lambda part=part: runs.stat().st_size >= 4 * part or driver.poll() is not None)
+        assert eventually(lambda d=driver, n=4 * part: runs.stat().st_size >= n or d.poll() is not None)
         assert driver.poll() is None, driver.stderr.read()
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -222,7 +222,7 @@ def test_a_worker_killed_while_results_are_taken(tmp_path):
             open_gate(gate)
         except FileExistsError:
             return i
-        os.kill(os.getpid(), signal.SIGKILL)
+        return os.kill(os.getpid(), signal.SIGKILL)
 
     for gate in ("a", "b"):
         with session(path):
@@ -257,3 +257,30 @@ def test_a_full_disk_stops_the_log_and_not_the_session(run_program, tmp_path):
     assert (done.stdout + done.stderr).count("results are not kept any more") == 1
     assert "File too large" in done.stdout + done.stderr
     assert run_program(program, tmp_path / "durable").returncode == 0
+
+
+def test_commands(tmp_path, capsys):
+    from fastray.cli import main
+
+    path = tmp_path / "durable"
+
+    @fastray.remote
+    def f(i):
+        return i
+
+    with session(path):
+        fastray.get([f.remote(i) for i in range(1000)])
+        assert main(["durable", "info", str(path)]) == 1
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+    assert main(["durable", "info", str(path)]) == 0
+    assert ": 1,000 results (" in capsys.readouterr().out
+    assert main(["durable", "clear", str(path)]) == 0
+    assert not logs(path)
+    assert main(["durable", "info", str(path)]) == 1
+    assert "not a durable path" in capsys.readouterr().err
+
+
+def test_a_failed_start_gives_the_path_back(tmp_path):
+    with pytest.raises(OSError, match=r"memfd|mmap|segment|memory"):
+        fastray.init(num_cpus=1, durable=tmp_path / "durable", object_store_memory=1 << 62)
+    session(tmp_path / "durable").disconnect()
