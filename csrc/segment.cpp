@@ -46,6 +46,10 @@ struct Layout {
     h.chunk_owners = take(sizeof(uint32_t) * kChunksMax);
     h.returned = take(uint64_t{kRecordsMax} / 8);
     h.records = take(sizeof(Record) * uint64_t{kRecordsMax});
+    if (limits.durable_bytes != 0) {
+      h.durable = take(limits.durable_bytes);
+      h.inherited = take(kInheritedBytes * uint64_t{kRecordsMax});
+    }
     // Task bookkeeping (queues, edges, small arguments) shares the data area with objects, and large
     // objects take whole regions: the area is larger than the store, which object_store_bytes bounds.
     h.data_bytes = region_up(2 * limits.object_store_bytes + (uint64_t{4} << 30));

@@ -15,6 +15,7 @@ class Segment {
   struct Limits {
     uint64_t object_store_bytes;
     uint64_t session;
+    uint64_t durable_bytes = 0;  // of the index of a durable session; 0: it is none
   };
   // Both return an empty string, or what went wrong.
   static std::string create(const Limits& limits, Segment* out);

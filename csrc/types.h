@@ -43,6 +43,7 @@ inline constexpr uint32_t kLineageTasksMax = 1u << 20;  // finished tasks of a p
 inline constexpr uint64_t kLineageFileBytesMax = uint64_t{1} << 30;  // and on disk: see process_filed.cpp
 inline constexpr size_t kInlineArgs = 32;
 inline constexpr size_t kInlineResult = 48;
+inline constexpr size_t kInheritedBytes = 32;        // a nested task of a durable session (durable.h)
 inline constexpr size_t kCacheLine = 64;
 
 constexpr Handle make_handle(uint32_t index, uint32_t gen) { return uint64_t{gen} << 32 | index; }
@@ -475,6 +476,7 @@ struct Header {
   uint64_t object_store_bytes;
   Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
+  Offset durable, inherited;  // durable sessions only (durable_index.h, durable.h); else 0
   std::atomic<uint32_t> incarnations;
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;

@@ -3,6 +3,7 @@
     fastray version          what is installed
     fastray start, stop, status, list   a node that outlives its drivers, see node_commands.py
     fastray microbenchmark   the table of goals, measured here; arguments go to fastray.microbenchmark
+    fastray durable          what the path of init(durable=PATH) holds, and emptying it
 
 Each command is imported when it is called: `fastray version` answers without starting anything. Called by the
 console script and by `python -m fastray`.
@@ -43,6 +44,12 @@ def _microbenchmark(arguments: list[str]) -> int:
     return int(importlib.import_module("fastray.microbenchmark").main(arguments) or 0)
 
 
+def _durable(arguments: list[str]) -> int:
+    import importlib
+
+    return int(importlib.import_module("fastray.recovery.commands").main(arguments))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (the process's arguments); its exit code. Exits with 2 on wrong
     arguments.
@@ -55,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "microbenchmark", help="measure this machine; --help shows its options", add_help=False
     )
     node_commands.add_commands(commands)
+    commands.add_parser("durable", help="look at or empty a durable path; --help shows how", add_help=False)
+    if given[:1] == ["durable"]:
+        return _durable(given[1:])
     if given[:1] == ["microbenchmark"]:  # its own parser reads the rest
         return _microbenchmark(given[1:])
     arguments = parser.parse_args(given)

@@ -163,6 +163,7 @@ _DEFAULTS: dict[str, object] = {
     "log_to_driver": True,
     "namespace": None,
     "runtime_env": None,
+    "durable": None,
 }
 # Ray's, with nothing to decide here: accepted, so that its programs run, and said to be without effect.
 _WITHOUT_EFFECT = frozenset(
@@ -191,7 +192,7 @@ _RESERVED_RESOURCES = {
     "memory": "_memory",
     "object_store_memory": "object_store_memory",
 }
-_OF_THE_NODE = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory")
+_OF_THE_NODE = ("durable", "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory")
 SYSTEM_CONFIG_KEYS: frozenset[str] = frozenset()  # what `_system_config` may name; later issues add theirs
 
 
@@ -219,6 +220,7 @@ class InitOptions:
     log_to_driver: bool
     namespace: str | None
     runtime_env: dict[str, object] | None
+    durable: str | None
     memory: int | None
     system_config: dict[str, object]
 
@@ -324,6 +326,17 @@ def _address(value: object) -> str | None:
     return value
 
 
+def _durable(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise _fail_type("durable", value, "the path of a directory")
+    path = os.fsdecode(value)
+    if not path or "\0" in path:
+        raise InvalidOptionError(f"init(durable={path!r}): must be the path of a directory", option="durable")
+    return path
+
+
 def _system_config(value: object) -> dict[str, object]:
     if value is None:
         return {}
@@ -383,6 +396,7 @@ def parse_init(**kwargs: object) -> InitOptions:
         raise _fail_type("logging_level", given["logging_level"], "a number or a name")
     values = dict(given)
     values["address"] = _address(given["address"])
+    values["durable"] = _durable(given["durable"])
     values["num_cpus"] = _whole("num_cpus", given["num_cpus"])
     values["num_gpus"] = _whole("num_gpus", given["num_gpus"])
     values["dashboard_port"] = _whole("dashboard_port", given["dashboard_port"])

@@ -26,6 +26,9 @@ from fastray.cluster_errors import (
 from fastray.crash_errors import TaskTimeoutError, WorkerCrashedError
 from fastray.task_error import FastrayError, TaskError
 from fastray.usage_errors import (
+    DurablePathError,
+    DurablePathInUseError,
+    DurablePathMismatchError,
     ForkedProcessError,
     FunctionTableFullError,
     InvalidOptionError,
@@ -379,6 +382,9 @@ __all__ = [
     "AsyncioActorExit",
     "AuthenticationError",
     "CrossLanguageError",
+    "DurablePathError",
+    "DurablePathInUseError",
+    "DurablePathMismatchError",
     "FastrayError",
     "ForkedProcessError",
     "FunctionTableFullError",

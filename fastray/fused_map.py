@@ -26,6 +26,7 @@ TARGET_NS = 1_000_000  # a fused task should take about this
 ITEMS_MAX = 10_000
 GROWTH_MAX = 8  # from one measurement to the next
 TASKS_PER_WORKER = 4  # in flight
+SINGLE_WINDOW = 10_000  # the same when items are not fused
 
 Outcome = tuple["list[Any]", "list[tuple[int, bytes]]", int]
 
@@ -59,14 +60,15 @@ def fused_map(function: RemoteFunction, iterable: Iterable[Any], timeout: float 
     """Checks the arguments now, runs as it is iterated (see RemoteFunction.map)."""
     from fastray import api
     from fastray.remote_function import RemoteFunction
+    from fastray.runtime import current_runtime
 
     items = iter(iterable)
-    fused = RemoteFunction(
-        FusedCall(function.__wrapped__, function.__name__),
-        parse_task_options({"num_returns": 1}, function._options),
-    )
+    options = parse_task_options({"num_returns": 1}, function._options)
+    fused = RemoteFunction(FusedCall(function.__wrapped__, function.__name__), options)
     workers = int(api.cluster_resources().get("CPU", 1))
     deadline = None if timeout is None else time.monotonic() + timeout
+    if current_runtime().is_durable:
+        return _single(RemoteFunction(function.__wrapped__, options), items, deadline)
     most = 1 if function._options.timeout_s else ITEMS_MAX  # the limit is that of a call
     return _results(fused, items, max(2, workers * TASKS_PER_WORKER), most, deadline)
 
@@ -92,6 +94,18 @@ def _results(
             yield from _raising(values, dict(errors))
         else:
             yield from values
+
+
+def _single(
+    function: RemoteFunction, items: Iterator[Any], deadline: float | None
+) -> Iterator[Any]:
+    """In a durable session: a task for each item, so that it is found again by its content."""
+    in_flight = deque(function.remote(item) for _, item in zip(range(SINGLE_WINDOW), items))
+    while in_flight:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        value = get(in_flight.popleft(), timeout=left)
+        in_flight.extend(function.remote(item) for _, item in zip(range(1), items))
+        yield value
 
 
 def _next_size(size: int, items: int, took_ns: int) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastray._native.object_ref import ObjectRef
+    from fastray.runtime import Runtime
 
 NEVER = 1 << 30
 CO_VARARGS = 0x04
@@ -140,7 +141,7 @@ class RemoteFunction(TaskFunction):
         numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls, timeout_ms)
         data, references = self._pickled()
         handles = [runtime.attachment.handle_of(ref) for ref in references]
-        blob = pickle.dumps((data, handles, retry_on, name), protocol=5)
+        blob = pickle.dumps((data, handles, retry_on, name, *self._durable_parts(runtime)), protocol=5)
         digest = blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
         index = runtime.attachment.register_function(
             blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls,
@@ -148,6 +149,16 @@ class RemoteFunction(TaskFunction):
         )  # fmt: skip
         ahead = max(0, options.generator_backpressure_num_objects)
         self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
+
+
+    def _durable_parts(self, runtime: Runtime) -> tuple[object, ...]:
+        """In a durable session: no concurrency group, and what stands for this function in its tasks' keys."""
+        if not runtime.is_durable:
+            return ()
+        from fastray.recovery.durable import function_digest
+
+        environment = runtime.environment_of(self._options)
+        return None, function_digest(self._function, self._options, dict(environment) if environment else None)
 
 
 def code_flags(function: object) -> int:

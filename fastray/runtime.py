@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fastray.actor_options import ActorOptions
     from fastray.attach import AttachedNode
     from fastray.node_process import NodeProcess
+    from fastray.recovery.durable import DurablePath
 
 DRIVER = 1  # ProcKind
 ACTOR_CLASS = 1024  # kActorClass: scheduling classes from here on belong to actors
@@ -61,6 +62,8 @@ class Runtime:
         self.control_fd = -1 if node is None else node.control_fd
         self.is_worker = False
         self.is_local = False
+        self.durable: DurablePath | None = None  # the driver's
+        self.is_durable = attachment.durable_address() != 0
         self._actors: ActorTables | None = None
         self.driver_namespace = ""  # in a worker
         self.bell_fd = -1
@@ -160,11 +163,16 @@ class Runtime:
         """All tasks and actors from here carry `job`: what their workers have to have in common with this driver."""
         self._job_environment = RuntimeEnv(_validate=False, **{**(self._job_environment or {}), JOB: job})
 
-    def _environment(self, options: TaskOptions | ActorOptions) -> int:
-        """Function-table index of the task's runtime_env over that of the job (in a task: of its parent)."""
+    def environment_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv | None:
+        """The runtime_env of the options over that of the job (in a task: of its parent)."""
         environment = options.runtime_env
         if self._job_environment:
             environment = (environment or RuntimeEnv()).merged_over(self._job_environment)
+        return environment
+
+    def _environment(self, options: TaskOptions | ActorOptions) -> int:
+        """Function-table index of that runtime_env."""
+        environment = self.environment_of(options)
         if not environment:
             return 0
         blob = pickle.dumps(dict(environment))
@@ -302,23 +310,46 @@ def start(options: InitOptions) -> Runtime:
     if address not in (None, "", "local") and not options.local_mode:
         _current = _attach(address, options)
         return _current
+    if options.durable is None:
+        _current = _start(options, None)
+        return _current
+    from fastray.recovery.durable import DurablePath, name_classes
+
+    durable = DurablePath.open(options.durable)
+    try:
+        name_classes()
+        _current = _start(options, durable)
+    except BaseException:
+        durable.close()
+        raise
+    return _current
+
+
+def _start(options: InitOptions, durable: DurablePath | None) -> Runtime:
     store_bytes = options.object_store_memory or default_object_store_bytes()
     totals, cpus = _resources(options)
-    segment_fd = create_segment(store_bytes, totals, cpus)
-    if options.local_mode:
-        _current = _start_local(segment_fd, options)
-        return _current
+    segment_fd = create_segment(store_bytes, totals, cpus, durable.logs.area_bytes if durable else 0)
+    bell_fd = -1 if options.local_mode else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
+    if durable is not None:
+        durable.logs.fill(attachment.durable_address())
+    begin = _start_local if options.local_mode else _start_node
+    runtime = begin(attachment, segment_fd, bell_fd, cpus, options)
+    runtime.durable = durable
+    runtime.bell_fd = bell_fd
+    return runtime
+
+
+def _start_node(
+    attachment: Attachment, segment_fd: int, bell_fd: int, cpus: int, options: InitOptions
+) -> Runtime:
     from fastray.node_process import NodeProcess
 
-    bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
     node = NodeProcess(
         segment_fd, bell_fd, cpus, log_to_driver=bool(options.log_to_driver), namespace=options.namespace or ""
     )
     attachment.activate()
-    _current = Runtime(attachment, node, options)
-    _current.bell_fd = bell_fd
-    return _current
+    return Runtime(attachment, node, options)
 
 
 def _attach(address: str, options: InitOptions) -> Runtime:
@@ -354,13 +385,18 @@ def _attach(address: str, options: InitOptions) -> Runtime:
     return runtime
 
 
-def _start_local(segment_fd: int, options: InitOptions) -> Runtime:
+def _start_local(
+    attachment: Attachment, segment_fd: int, _bell_fd: int, _cpus: int, options: InitOptions
+) -> Runtime:
     """local_mode: no node; each task runs in this process while `.remote` is called."""
-    attachment = Attachment(segment_fd, DRIVER, 1, -1)
     attachment.activate(True)
     from fastray._native import worker as native
 
     native.forget_functions()
+    if attachment.durable_address():
+        from fastray.recovery.durable import open_log_here
+
+        open_log_here()
     os.close(segment_fd)
     runtime = Runtime(attachment, None, options)
     runtime.is_local = True
@@ -374,9 +410,12 @@ def stop(quickly: bool = False) -> None:
     if runtime is None or runtime.is_worker:
         return
     _current = None
+    _close_log(forked=False)
     unmapped = runtime.attachment.deactivate()
     if runtime.node is not None:
         runtime.node.stop(quickly, not unmapped)
+    if runtime.durable is not None:
+        runtime.durable.close()
     if runtime.bell_fd >= 0:
         os.close(runtime.bell_fd)
     futures = sys.modules.get("fastray.futures")
@@ -384,11 +423,21 @@ def stop(quickly: bool = False) -> None:
         futures.forget()
 
 
+def _close_log(forked: bool) -> None:
+    """Where tasks run here (a worker, local mode), the log of a durable session is no longer ours."""
+    durable = sys.modules.get("fastray._native.durable")
+    if durable is not None:
+        durable.close_log(forked)
+
+
 def _after_fork_in_child() -> None:
     global _current, _forked
     if _current is None:
         return
     if _current.is_worker or _current.attachment.pid != os.getpid():
+        _close_log(forked=True)
+        if _current.durable is not None:
+            _current.durable.close()
         _current.attachment.abandon()
         if _current.node is not None:
             _current.node.abandon()

@@ -52,7 +52,7 @@ def dumps_function(function: Callable[..., Any] | object, name: str | None = Non
     """
     import cloudpickle
 
-    if pickling.custom:
+    if pickling.custom or pickling.name_class is not None:
         dumps: Callable[[object], bytes] = pickling.dumps_by_value
     else:
         dumps = functools.partial(cloudpickle.dumps, protocol=5)

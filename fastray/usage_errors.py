@@ -131,3 +131,23 @@ class NumReturnsError(FastrayError, ValueError):
         self.returned = returned
         what = "something that is no sequence" if returned is None else f"{returned} objects"
         super().__init__(message or f"{function_name} returned {what}, but num_returns={expected}.")
+
+
+class DurablePathError(FastrayError, OSError):
+    """The path of `init(durable=PATH)` cannot be used; `path` is the absolute one, the message says why."""
+
+    def __init__(self, message: str | None = None, *, path: str = "") -> None:
+        self.path = path
+        super().__init__(message or f"the durable path {path} cannot be used")
+
+
+class DurablePathInUseError(DurablePathError):
+    """Another session uses the durable path; `pid` is the process that does, if it is known."""
+
+    def __init__(self, message: str | None = None, *, path: str = "", pid: int | None = None) -> None:
+        self.pid = pid
+        super().__init__(message or f"the durable path {path} is in use by process {pid}", path=path)
+
+
+class DurablePathMismatchError(DurablePathError):
+    """The durable path was written by another version of Python or fastray, whose results may mean something else."""

@@ -15,6 +15,7 @@ import sys
 
 from fastray._native import worker as native
 from fastray._native.decoder import loads_pickle
+from fastray._native.durable import close_log
 from fastray._native.session import Attachment
 
 TYPE_CHECKING = False
@@ -27,13 +28,19 @@ WORKER = 2  # ProcKind
 driver_namespace = ""  # set by the node before it forks
 
 
-def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int, str | None, bool]:
+Loaded = tuple["Any", object, str, int, int, bool, int, "str | None", bool, "tuple[int, int]", "list[int]"]
+
+
+def load_function(index: int) -> Loaded:
     """Function `index` of the table: (function, exceptions to retry on, name, max_retries, returns, streaming,
-    max_calls, concurrency group, read-only). Raises what unpickling it raises (a module that is missing here, say)."""
+    max_calls, concurrency group, read-only, digest, captured handles). Raises what unpickling it raises (a module
+    that is missing here, say)."""
     from fastray.runtime import current_runtime
 
     attachment = current_runtime().attachment
-    data, handles, retry_on, name, *group = pickle.loads(attachment.function_blob(index))
+    data, handles, retry_on, name, *more = pickle.loads(attachment.function_blob(index))
+    group = more[0] if more else None
+    digest = more[1] if len(more) > 1 else (0, 0)
     max_retries, returns, flags, max_calls = attachment.function_options(index)
     if not flags & FLAG_RETRY_EXCEPTIONS:
         retry_on = None
@@ -44,7 +51,10 @@ def load_function(index: int) -> tuple[Any, object, str, int, int, bool, int, st
     else:
         function = pickle.loads(data)
     streaming, read_only = bool(flags & FLAG_STREAMING), bool(flags & FLAG_READ_ONLY)
-    return function, retry_on, name, max_retries, returns, streaming, max_calls, group[0] if group else None, read_only
+    return (
+        *(function, retry_on, name, max_retries, returns, streaming, max_calls, group, read_only),
+        *(digest, handles),
+    )
 
 
 def _on_cancel(_signal: int, _frame: object) -> None:
@@ -86,6 +96,10 @@ def main(
     Runtime.for_worker(attachment, control_fd).driver_namespace = driver_namespace
     install_task_streams(native.current_task_name)
     native.watch_output(unfinished)
+    if attachment.durable_address():
+        from fastray.recovery.durable import open_log_here
+
+        open_log_here()
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError
 
@@ -98,6 +112,7 @@ def main(
     try:
         native.run()
     finally:
+        close_log()
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)

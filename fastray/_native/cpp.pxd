@@ -167,6 +167,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint64_t session
         uint64_t object_store_bytes
         Atomic32 functions_used, classes_used, actors_used, jobs_used, resources_used, procs_used, dormant, deaths, node_ready
+        Offset durable
         uint32_t cpus, membarrier, lineage_tasks
         uint64_t lineage_file_bytes
         Atomic32 limits_used
@@ -191,7 +192,7 @@ cdef extern from "os.h" namespace "fastray::os" nogil:
 
 cdef extern from "segment.h" namespace "fastray" nogil:
     cdef cppclass SegmentLimits "fastray::Segment::Limits":
-        uint64_t object_store_bytes, session
+        uint64_t object_store_bytes, session, durable_bytes
     cdef cppclass Segment:
         @staticmethod
         string create(const SegmentLimits& limits, Segment* out)
@@ -211,6 +212,35 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Job& job(uint32_t number)
         Atomic64& actor_log(uint32_t a, uint64_t n)
         T* at[T](Offset offset)
+
+cdef extern from "content_key.h" namespace "fastray" nogil:
+    cdef cppclass Key:
+        uint64_t lo, hi
+    Key absorb(Key k, const void* data, size_t n)
+
+cdef extern from "durable_log.h" namespace "fastray" nogil:
+    enum EntryFlag:
+        kEntryKindMask, kEntryInline, kEntryPayload, kEntryReturns, kEntryTaken
+    cdef cppclass EntryView:
+        uint8_t flags
+        const uint8_t* data
+        uint64_t bytes
+    cdef struct LogPart:
+        const void* data
+        uint64_t bytes
+
+cdef extern from "durable_index.h" namespace "fastray" nogil:
+    cdef cppclass DurableArea:
+        pass
+    cdef cppclass DurableCounts "fastray::DurableLogs::Counts":
+        uint64_t files, bytes, entries, live, live_bytes
+        uint32_t generation
+    cdef cppclass DurableLogs:
+        string load(const string& path, int wait_ms, int* writer)
+        const DurableCounts& counts()
+        string compact(cbool always)
+        uint64_t area_bytes()
+        void fill(DurableArea* area)
 
 cdef extern from "proc_set.h" namespace "fastray::proc_set" nogil:
     void proc_set_add "fastray::proc_set::add"(ProcSet& s, uint32_t slot)
@@ -322,6 +352,30 @@ cdef extern from "process.h" namespace "fastray" nogil:
         vector[Handle] children_of(uint32_t owner, uint32_t parent)
         @staticmethod
         void wake_process(const Segment& segment, uint32_t slot)
+
+cdef extern from "durable.h" namespace "fastray" nogil:
+    cdef enum class Content:
+        kKnown, kNotYet, kNever
+    cdef struct DurableRunning "fastray::Durable::Running":
+        uint64_t id
+    cdef cppclass Durable:
+        Durable()
+        string open(Process* process)
+        void abandon()
+        void close()
+        Content begin(Handle h, const Key& digest, const Handle* captured, size_t n, const Key& arguments)
+        cbool holds_code(Handle h)
+        vector[Handle] open_references(Handle h)
+        cbool recall(Handle h, EntryView* out)
+        cbool may_recall(Handle h)
+        cbool wants(Handle h)
+        cbool keep(Handle h, EntryFlag kind, const LogPart* parts, int n)
+        const string& problem()
+        cbool warn_once()
+        void inherit(uint32_t record)
+        void end()
+        DurableRunning running()
+        void resume(const DurableRunning& r)
 
 # ---- csrc/local_scheduler.h (for node.pyx) -----------------------------------------------------------
 

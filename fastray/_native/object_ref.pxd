@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastray._native.cpp cimport Handle, Process, Record
+from fastray._native.cpp cimport Durable, Handle, Process, Record
 
 
 # What this process is attached to. One per process; `epoch` grows with each attach, so that a
@@ -15,6 +15,7 @@ cdef struct Session:
     uint32_t stored     # buffers alive that view the segment
     bint concurrent     # several calls run here at once: `parent` is that of none
     uint32_t depth      # its nesting depth + 1: that of tasks submitted now
+    Durable* durable    # where tasks run in a durable session (durable.pyx); else NULL
 
 cdef Session session
 

@@ -24,6 +24,7 @@ session.slot = 0
 session.local = False
 session.parent = 0
 session.depth = 0
+session.durable = NULL
 
 
 cdef void attach_session(Process* process, bint local) noexcept:

@@ -19,6 +19,7 @@ import collections
 import copyreg
 import io
 import sys
+import types
 from _pickle import PicklingError
 
 TYPE_CHECKING = False
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 # Types with a serializer of the user's: cls -> reducer. The codec looks at it for every pickle, and
 # before it writes an array natively.
 custom: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
-
+# Durable sessions: called with each class before it is written, see recovery/code_digest.py.
+name_class: Callable[[type], None] | None = None
 
 
 def dumps(value: object, buffer_callback: BufferCallback | None = None) -> bytes:
@@ -73,7 +75,7 @@ def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None)
     import cloudpickle
 
     file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, protocol=5, buffer_callback=buffer_callback)
+    pickler = _pickler(cloudpickle.Pickler)(file, protocol=5, buffer_callback=buffer_callback)
     if custom:
         # The C member: the Python attribute of cloudpickle's class has been read already.
         table = collections.ChainMap(custom, pickler.dispatch_table)
@@ -85,6 +87,39 @@ def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None)
             raise PicklingError("could not pickle object as excessively deep recursion") from error
         raise
     return file.getvalue()
+
+
+def _pickler(base: type) -> type:
+    if name_class is None:
+        return base
+    give_name = name_class
+
+    class Naming(base):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type):
+                give_name(obj)
+            elif type(obj) is types.CodeType:
+                make, parts = self.dispatch_table[types.CodeType](obj)
+                return make, tuple([_in_order(part) for part in parts])
+            return super().reducer_override(obj)
+
+    return Naming
+
+
+class _Ordered:
+    """Stands for a frozenset among a code's constants, whose own order is another in each run."""
+
+    def __init__(self, items: frozenset[Any]) -> None:
+        self._items = items
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return frozenset, (sorted(self._items, key=repr),)
+
+
+def _in_order(part: Any) -> Any:
+    if type(part) is not tuple:
+        return part
+    return tuple([_Ordered(item) if type(item) is frozenset else item for item in part])
 
 
 def dtype_name(dtype: Any) -> bytes | None:

@@ -15,6 +15,7 @@ from fastray._native.cpp cimport (
     kFlagResultHeap,
     word_gen,
 )
+from fastray._native.durable cimport keep_returns
 from fastray._native.object_ref cimport session
 from fastray._native.streams cimport append_item
 from fastray._native.values cimport write_value
@@ -39,15 +40,15 @@ cdef int seal_returns(Handle h, Record* r, int returns, str name, object result)
     """One value for each promise; they are checked and written before the first is sealed."""
     cdef const Handle* promises = Process.promise_handles(session.process.segment(), r[0])
     cdef int i
-    if returns == 0:
-        return 0
-    values = check_returns(returns, name, result)
+    values = check_returns(returns, name, result) if returns else []
     cdef list flags = []
     cdef int written = 0
     try:
         while written < returns:
             flags.append(write_return(promises[written], values[written]))
             written += 1
+        if session.durable != NULL:
+            keep_returns(h, promises, values, flags)
     except BaseException:
         for i in range(written):
             if flags[i] is not None and flags[i] & kFlagResultHeap:

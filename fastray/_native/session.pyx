@@ -63,12 +63,14 @@ cdef int check(string problem) except -1:
     return 0
 
 
-def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus):
-    """A new session's shared memory; its file descriptor. `resources` in 1/10000 of a unit."""
+def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus, uint64_t durable_bytes=0):
+    """A new session's shared memory; its file descriptor. `resources` in 1/10000 of a unit; `durable_bytes` for the
+    index of a durable session."""
     cdef SegmentLimits limits
     cdef Segment segment
     limits.object_store_bytes = object_store_bytes
     limits.session = random_u64()
+    limits.durable_bytes = durable_bytes
     check(Segment.create(limits, &segment))
     cdef Header* header = &segment.header()
     header.membarrier = membarrier_register()
@@ -181,6 +183,11 @@ cdef class Attachment:
     @property
     def node_ready(self):
         return bool(self.segment.header().node_ready.load())
+
+    def durable_address(self):
+        """Where the index of a durable session is mapped here; 0 in a session that is none."""
+        cdef Offset at = self.segment.header().durable
+        return <size_t>(self.segment.base() + at) if at else 0
 
     def ring(self):
         self.process.ring_bell()

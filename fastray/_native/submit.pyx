@@ -80,6 +80,8 @@ cdef inline void fill(Record* r, TaskFunction f, uint8_t kind) noexcept:
     r.function = f.function
     r.cls = f.cls
     r.parent = session.parent if not session.concurrent else running_call()
+    if r.parent != 0 and session.durable != NULL:
+        session.durable.inherit(session.process.index_of_record(r))
     r.kind = kind
     r.depth = <uint8_t>session.depth
     r.ret = f.returns

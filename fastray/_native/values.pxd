@@ -1,6 +1,6 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastray._native.cpp cimport Handle, Offset, PayloadHeader, Record
+from fastray._native.cpp cimport Handle, Offset, PayloadHeader, PayloadShape, PayloadView, Record
 from fastray._native.codec cimport Encoder
 
 # Value of a sealed record; raises what its task raised.
@@ -17,3 +17,6 @@ cdef object error_of(Record* r)
 cdef object decode_error(const uint8_t* data, uint64_t size, Record* r)
 cdef object store_full(uint64_t size)
 cdef bytes error_bytes(Record* r)
+# For a payload that did not fit: waits a second for room, then raises ObjectStoreFullError.
+cdef Offset wait_for_room(const PayloadShape& shape, Handle h, PayloadView* view, uint64_t total) except 0
+cdef int copy_buffer(unsigned char* to, unsigned char* source, Py_ssize_t size) except -1

@@ -1,6 +1,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastray._native.cpp cimport Handle, Record
+from libcpp.vector cimport vector
+
+from fastray._native.cpp cimport Handle, Key, Record
 
 
 cdef class Loaded:
@@ -15,6 +17,8 @@ cdef class Loaded:
     cdef uint64_t ticks      # moving average of its duration
     cdef object group        # concurrency group of an actor's method, or None
     cdef bint read_only      # an actor's method that changes no state
+    cdef Key digest          # of its code, in a durable session; 0: its tasks are not durable
+    cdef vector[Handle] captured  # objects that its closure refers to
 
 cdef list loaded
 cdef Loaded load(uint32_t index)

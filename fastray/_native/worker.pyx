@@ -13,7 +13,9 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastray._native.codec cimport count_arguments, decode_call
+from fastray._native.durable cimport keep_result, recall
 from fastray._native.cpp cimport (
+    DurableRunning,
     Handle,
     PayloadView,
     Process,
@@ -151,7 +153,8 @@ cdef Loaded load(uint32_t index):
         loaded.extend([None] * (index + 1 - len(loaded)))
     cdef Loaded f = Loaded.__new__(Loaded)
     (f.function, f.retry_on, f.name, f.max_retries, f.returns, f.streaming, f.max_calls, f.group,
-     f.read_only) = load_function(index)
+     f.read_only, digest, f.captured) = load_function(index)
+    f.digest.lo, f.digest.hi = digest
     f.calls = 0
     f.ticks = ~<uint64_t>0 >> 16  # unknown: taken as long, so that a backlog behind it wakes others
     loaded[index] = f
@@ -204,6 +207,9 @@ def run_ready():
     cdef Process* p = session.process
     cdef Handle h, outer = current
     cdef uint32_t parent = session.parent, depth = session.depth, c = 0
+    cdef DurableRunning durable
+    if session.durable != NULL:
+        durable = session.durable.running()
     cdef uint32_t actors = p.segment().header().actors_used.load()
     while c < kActorClass + actors:
         if c == p.segment().header().classes_used.load():
@@ -219,6 +225,8 @@ def run_ready():
     current = outer
     session.parent = parent
     session.depth = depth
+    if session.durable != NULL:
+        session.durable.resume(durable)
 
 
 # ---- one task ---------------------------------------------------------------------------------------
@@ -256,8 +264,9 @@ cdef bint run_once(Handle h) except -1:
             raise KeyboardInterrupt
         started = ticks()
         event = p.recorder().note(kEventTask, r.function, r.id, started, 0)
-        result = call(h, r, f)
-        finish(h, r, f, result)
+        if session.durable == NULL or not recall(h, r, f):
+            result = call(h, r, f)
+            finish(h, r, f, result)
         ended = ticks()
         p.recorder().close(event, ended & ~<uint64_t>1)
         f.ticks = (f.ticks >> 2) * 3 + (ended - started >> 2) if f.calls else ended - started
@@ -377,6 +386,9 @@ cdef int finish(Handle h, Record* r, Loaded f, object result) except -1:
             run_stream(h, r, result, current_task_name())
         else:
             seal_returns(h, r, f.returns, f.name, result)
+    elif session.durable != NULL:
+        flags = write_value(h, r, result, True)
+        keep_result(h, r, flags)
     elif not w & kFlagDetached:
         flags = write_value(h, r, result, True)
     if log_call is not None and not f.read_only:
