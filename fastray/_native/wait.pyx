@@ -266,7 +266,7 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
         raise TypeError("wait() takes a list of ObjectRefs, got a single ObjectRef")
     if not isinstance(refs, (list, tuple)):
         raise TypeError(f"wait() takes a list of ObjectRefs, got {type(refs).__name__}")
-    cdef list all_refs = list(refs)
+    cdef list all_refs = <list>refs if type(refs) is list else list(refs)
     cdef Py_ssize_t n = len(all_refs), need = num_returns
     if need <= 0:
         raise ValueError(f"wait: num_returns must be positive, got {num_returns}")
@@ -274,20 +274,34 @@ def wait(refs, *, num_returns=1, timeout=None, fetch_local=True):
         return [], []
     if need > n:
         raise ValueError(f"wait: num_returns is {need}, but there are only {n} references")
-    if any([hasattr(ref, "next_ready") for ref in all_refs if type(ref) is not ObjectRef]):
-        return wait_streams(all_refs, need, deadline_of(timeout))
-    check_elements(all_refs)
+    if check_elements(all_refs, True):
+        return wait_streams(list(all_refs), need, deadline_of(timeout))
     if timeout is not None and timeout < 0:
         raise ValueError(f"wait: timeout must not be negative, got {timeout}")
-    cdef int64_t deadline = deadline_of(timeout)
-    return wait_list(all_refs, n, need, deadline)
+    if need == 1:  # the most frequent call of all: one by one
+        first = take_first(all_refs, n)
+        if first is not None:
+            return first
+    return wait_list(list(all_refs), n, need, deadline_of(timeout))
+
+
+cdef tuple take_first(list refs, Py_ssize_t n):
+    """([the first that is ready], the rest), or None."""
+    cdef Py_ssize_t k
+    cdef list rest
+    for k in range(n):
+        if is_sealed(session.records[index_of((<ObjectRef>PyList_GET_ITEM(refs, k)).handle)].state.load()):
+            rest = refs[:]
+            return [rest.pop(k)], rest
+    return None
 
 
 cdef uint32_t wait_stamp = 0
 
 
-cdef int check_elements(list refs) except -1:
-    """Types, session and duplicates in one pass: each reference is stamped with the number of this call."""
+cdef bint check_elements(list refs, bint streams) except -1:
+    """Types, session and duplicates in one pass: each reference is stamped with the number of this call. True when
+    there is a generator among them, which `streams` allows."""
     global wait_stamp
     cdef Py_ssize_t k
     cdef ObjectRef ref
@@ -296,6 +310,8 @@ cdef int check_elements(list refs) except -1:
     for k in range(PyList_GET_SIZE(refs)):
         value = <object>PyList_GET_ITEM(refs, k)
         if type(value) is not ObjectRef:
+            if streams and hasattr(value, "next_ready"):
+                return True
             raise TypeError(f"wait() takes ObjectRefs, got a {type(value).__name__}: {value!r:.100}")
         ref = <ObjectRef>value
         if ref.epoch != session.epoch:
@@ -303,7 +319,7 @@ cdef int check_elements(list refs) except -1:
         if ref.stamp == wait_stamp:
             raise ValueError(f"wait() got the same ObjectRef more than once: {ref!r}")
         ref.stamp = wait_stamp
-    return 0
+    return False
 
 
 cdef object wait_list(list refs, Py_ssize_t n, Py_ssize_t need, int64_t deadline):
@@ -339,7 +355,7 @@ cdef object wait_streams(list refs, Py_ssize_t need, int64_t deadline):
     cdef uint32_t seen
     try:
         while True:
-            check_elements(plain)
+            check_elements(plain, False)
             seen = session.process.wake_word()
             ready = [ref for ref in refs if is_ready(ref)][:need]
             rest = [ref for ref in refs if not any([ref is r for r in ready])]
@@ -393,7 +409,7 @@ cdef object split(list refs, Py_ssize_t n, Py_ssize_t need):
 
 def ready_now(list refs, timeout=None):
     """The references of the list that are done; waits for one, for `timeout` seconds or for a `kick`."""
-    check_elements(refs)
+    check_elements(refs, False)
     cdef Py_ssize_t n = len(refs), k, left = 0
     cdef Handle* pending = <Handle*>PyMem_Malloc((n + 1) * sizeof(Handle))
     cdef ObjectRef ref
