@@ -92,6 +92,11 @@ class GlobalState:
         elif table in self.tables:
             self.tables[table].restore(key, value)
 
+    def forget(self, table: str, key: bytes) -> None:
+        """A row that the store no longer has, for a standby that follows it."""
+        if table in self.tables:
+            self.tables[table].rows.pop(key, None)
+
     def begin(self) -> Changes:
         """After the last `restore`: this server's incarnation, to be made durable before anything is answered."""
         self.incarnation += 1
