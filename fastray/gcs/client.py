@@ -149,14 +149,18 @@ class GcsClient:
         """on_event(key, row) for every row of a table ("node", "load", "actor", "job", "placement_group"),
         now and whenever it changes; None for a row that is gone. For "channel:NAME": on_event(b"", message).
 
-        Runs on the listening thread; states in between may be skipped, the last one never is.
+        Runs on the listening thread; states in between may be skipped, the last one never is. Everything may
+        come twice: when another handler joins, and when the store restarts.
         """
         self._subscription.subscribe(topic, on_event)
 
     def watch_objects(
         self, ids: list[bytes], on_found: Callable[[bytes, tuple[int, list[bytes], bytes]], None]
     ) -> None:
-        """on_found(id, (bytes, ids of nodes, task)) once for each id, as soon as a node has a copy."""
+        """on_found(id, (bytes, ids of nodes, task)) once for each id, as soon as a node has a copy.
+
+        It runs on one of the client's threads, and must not wait for a command.
+        """
         self._subscription.watch(ids, on_found, self.submit)
 
     def unwatch_objects(self, ids: list[bytes]) -> None:
@@ -200,18 +204,16 @@ class GcsClient:
     # ---- the sender -----------------------------------------------------------------------------------
 
     def _send_forever(self) -> None:
-        while True:
+        while not self._closing or self._queue:
             taken = self._take()
             if not taken:
-                return
+                continue
             try:
                 self._send(taken)
             except Exception as error:
                 if isinstance(error, GcsUnavailableError):
-                    with self._changed:  # what came after has waited as long, or for it
-                        taken += self._queue
-                        self._queue.clear()
-                        self._changed.notify_all()
+                    while self._queue:  # what came after has waited as long, or for it
+                        taken += self._take()
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)
@@ -219,13 +221,15 @@ class GcsClient:
     def _take(self) -> list[tuple[bytes, Future[Any]]]:
         """The next batch; empty when the client closes."""
         with self._changed:
-            while not self._queue and not self._closing:
-                self._changed.wait()
             taken: list[tuple[bytes, Future[Any]]] = []
             size = 0
+            while not self._queue and not self._closing:
+                self._changed.wait()
             while self._queue and len(taken) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
-                size += len(self._queue[0][0])
-                taken.append(self._queue.popleft())
+                body, future = self._queue.popleft()
+                if future.set_running_or_notify_cancel():  # False: whoever waited gave up, and it is not sent
+                    size += len(body)
+                    taken.append((body, future))
             self._changed.notify_all()  # who waits for room
             return taken
 

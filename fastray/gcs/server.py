@@ -89,6 +89,7 @@ class GcsServer:
     async def stop(self) -> None:
         if self._checks is not None:
             self._checks.cancel()
+        self._publisher.cut_all()
         await self._server.stop(_STOP_GRACE_S)
         await self._committer.close()
 
@@ -167,7 +168,7 @@ class GcsServer:
             while True:
                 notices = await subscriber.take()
                 if subscriber.cut_off:
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too slow: come back for the rest")
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "cut off: come back for the rest")
                 await context.write(encode(notices))
         finally:
             self._detector.closed(asked.client, time.monotonic())

@@ -142,15 +142,17 @@ class Subscription:
                 for key, value in notice.rows:
                     self._found(key, _decode_found(value))
             else:
-                self._told(notice)
+                self._told(stream, notice)
         if first:
             self._opened.set()
             if self._submit is not None and self._watches:
                 self._leave(list(self._watches), self._submit)
 
-    def _told(self, notice: wire.Notice) -> None:
+    def _told(self, stream: Any, notice: wire.Notice) -> None:
         topic, row = notice.topic, ROWS.get(notice.topic)
         with self._lock:
+            if stream is not self._stream:
+                return  # as above
             handlers = list(self._handlers.get(topic, ()))
             if row is not None:
                 self._topics[topic] = notice.version
