@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("FASTRAY_CRASH_KILLS", "5"))
 SEED = int(os.environ.get("FASTRAY_CRASH_SEED", "1"))
 KILL_AFTER_S_MAX = 0.15
-IN_FLIGHT_MAX = 500
+IN_FLIGHT_MAX = 100
 RECENT = 5_000
 
 
