@@ -26,7 +26,10 @@ class GcsUnavailableError(FastrayError):
 
 
 class GcsRequestError(FastrayError, ValueError):
-    """The global control store refused a request. `kind` is "missing", "exists", "stale" or "invalid"."""
+    """The global control store refused a request.
+
+    `kind` is "missing", "exists", "stale", "invalid" or "internal".
+    """
 
     def __init__(self, message: str, kind: str = "invalid") -> None:
         self.kind = kind

@@ -13,7 +13,8 @@ Reading order:
     publisher.py          events to subscribers
     auth.py, wire.py      tokens and TLS; names, versions and the codec of messages
     server.py             the gRPC service; __main__.py is its process
-    client.py             what daemons and drivers use; subscription.py its stream of events
+    standby.py            a second server, which takes over the moment the first one dies
+    client.py             what daemons and drivers use; connection.py its channel, subscription.py its events
     process.py            starts a server as a child
 
 Only this package imports grpc, msgspec and sqlite3. Nothing of it is imported by `import fastray`, nor by a

@@ -1,7 +1,8 @@
 """The process of the global control store: `python -m fastray.gcs`.
 
 It announces itself with one line on --ready-fd (stdout by default): "serving ADDRESS", or "failed REASON" and exit
-code 1. It ends on SIGTERM, SIGINT, or, if told so, with its parent. Started by process.py.
+code 1; a standby says "standing by" before. It ends on SIGTERM, SIGINT, or, if told so, with its parent. Started by
+process.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from fastray.exceptions import AuthenticationError, InvalidOptionError
 from fastray.gcs import auth
 from fastray.gcs.server import GcsServer
-from fastray.gcs.store import StoreError, open_store
+from fastray.gcs.store import Store, StoreError, open_store, sqlite_path
 from fastray.gcs.tables import GlobalState
 
 
@@ -26,6 +27,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="anything but loopback needs a token")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--store", default="memory:", help="memory: or sqlite:/path/to/file")
+    parser.add_argument("--followed", action="store_true", help="a standby reads along")
+    parser.add_argument("--standby", action="store_true", help="serve when the server on this store and port dies")
     parser.add_argument("--token-path", help="file of the token; made, with mode 0600, if it is not there")
     parser.add_argument("--ready-fd", type=int, default=1, help="where the address is announced")
     parser.add_argument("--die-with-parent", action="store_true", help="end when the parent process ends")
@@ -41,21 +44,41 @@ def _die_with_parent() -> None:
         sys.exit(1)
 
 
-def _announce(fd: int, line: str) -> None:
-    os.write(fd, f"{line}\n".encode())
-    if fd > 2:
+def _announce(fd: int, line: str, *, last: bool = True) -> None:
+    try:
+        os.write(fd, f"{line}\n".encode())
+    except BrokenPipeError:
+        pass  # nobody listens any more
+    if last and fd > 2:
         os.close(fd)
+
+
+async def _take_over(arguments: argparse.Namespace) -> tuple[GlobalState, Store]:
+    from fastray.gcs.standby import Standby
+
+    if not arguments.port:
+        raise InvalidOptionError("a standby needs the port of the server that it stands by for")
+    standby = Standby(sqlite_path(arguments.store))
+    await standby.prepare()
+    _announce(arguments.ready_fd, "standing by", last=False)
+    gc.freeze()
+    return await standby.take_over()
+
+
+def _open(arguments: argparse.Namespace) -> tuple[GlobalState, Store]:
+    store = open_store(arguments.store, followed=arguments.followed)
+    state = GlobalState()
+    for table, key, value in store.load():
+        state.restore(table, key, value)
+    gc.freeze()  # what was loaded is not garbage
+    return state, store
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
     token = auth.load_token(arguments.token_path, create=True)
     tls = auth.load_tls(server=True)
     auth.check_bind(arguments.host, token)
-    store = open_store(arguments.store)
-    state = GlobalState()
-    for table, key, value in store.load():
-        state.restore(table, key, value)
-    gc.freeze()  # what was loaded is not garbage
+    state, store = await _take_over(arguments) if arguments.standby else _open(arguments)
     server = GcsServer(state, store, token)
     address = await server.start(arguments.host, arguments.port, tls)
     stopped = asyncio.Event()

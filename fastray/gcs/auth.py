@@ -12,6 +12,7 @@ Called by server.py, client.py and whatever starts them.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
 import secrets
 import stat
@@ -21,7 +22,6 @@ from typing import NamedTuple
 from fastray.exceptions import AuthenticationError, InvalidOptionError
 
 TOKEN_CHARS_MIN = 16
-LOOPBACK = ("localhost", "::1", "[::1]")
 
 
 def default_path() -> str:
@@ -36,7 +36,10 @@ def enabled(environ: Mapping[str, str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_token(

@@ -37,6 +37,7 @@ from fastray.exceptions import (
     VersionMismatchError,
 )
 from fastray.gcs import auth, commands, wire
+from fastray.gcs.connection import BREAKS, Backoff, Connection
 from fastray.gcs.records import Row, Task
 from fastray.gcs.subscription import Subscription
 from fastray.gcs.table import encode
@@ -48,16 +49,7 @@ PENDING_COMMANDS_MAX = 100_000  # more, and `submit` waits
 CALL_WAIT_S = 10.0  # for one answer, before the batch is sent again
 BEAT_WAIT_S = 1.0
 CLOSE_WAIT_S = 2.0
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.002, 0.02
-_COMES_BACK = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,  # a connection that breaks in the middle of a message
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-)
-
+CLOSED = "this client of the global control store is closed"
 _decode_results = msgspec.msgpack.Decoder(list[commands.Result]).decode
 
 
@@ -70,18 +62,11 @@ class GcsClient:
     def __init__(
         self, address: str, token: str = "", *, window_s: float = WINDOW_S, tls: auth.Tls | None = None
     ) -> None:
-        self.address = address
         self.client_id = os.urandom(16)
         self.window_s = window_s
         self._pid = os.getpid()
-        self._metadata = wire.metadata(token)
-        if tls is None:
-            self._channel = grpc.insecure_channel(address, wire.CHANNEL_OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(tls.ca)
-            self._channel = grpc.secure_channel(address, credentials, wire.CHANNEL_OPTIONS)
-        self._stubs = {name: self._channel.unary_unary(wire.method(name)) for name in wire.UNARY}
-        self._subscription = Subscription(self._channel, self._metadata, self.client_id, window_s)
+        self._connection = Connection(address, token, tls)
+        self._subscription = Subscription(self._connection, self.client_id, window_s)
         self._seq = 0
         self._queue: deque[tuple[bytes, Future[Any]]] = deque()
         self._changed = threading.Condition()
@@ -90,8 +75,12 @@ class GcsClient:
         try:
             self._hello()
         except BaseException:
-            self._channel.close()
+            self._connection.close()
             raise
+
+    @property
+    def address(self) -> str:
+        return self._connection.address
 
     def _hello(self) -> None:
         welcome = msgspec.msgpack.decode(self._invoke("Hello", b""), type=wire.Welcome)
@@ -115,7 +104,7 @@ class GcsClient:
             while len(self._queue) >= PENDING_COMMANDS_MAX and not self._closing:
                 self._changed.wait()
             if self._closing:
-                raise GcsUnavailableError("this client of the global control store is closed")
+                raise GcsUnavailableError(CLOSED)
             if self._sender is None:
                 self._sender = threading.Thread(target=self._send_forever, name="gcs-client", daemon=True)
                 self._sender.start()
@@ -160,14 +149,18 @@ class GcsClient:
         """on_event(key, row) for every row of a table ("node", "load", "actor", "job", "placement_group"),
         now and whenever it changes; None for a row that is gone. For "channel:NAME": on_event(b"", message).
 
-        Runs on the listening thread; states in between may be skipped, the last one never is.
+        Runs on the listening thread; states in between may be skipped, the last one never is. Everything may
+        come twice: when another handler joins, and when the store restarts.
         """
         self._subscription.subscribe(topic, on_event)
 
     def watch_objects(
         self, ids: list[bytes], on_found: Callable[[bytes, tuple[int, list[bytes], bytes]], None]
     ) -> None:
-        """on_found(id, (bytes, ids of nodes, task)) once for each id, as soon as a node has a copy."""
+        """on_found(id, (bytes, ids of nodes, task)) once for each id, as soon as a node has a copy.
+
+        It runs on one of the client's threads, and must not wait for a command.
+        """
         self._subscription.watch(ids, on_found, self.submit)
 
     def unwatch_objects(self, ids: list[bytes]) -> None:
@@ -200,7 +193,7 @@ class GcsClient:
         if self._sender is not None:
             self._sender.join()
         self._subscription.close()
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> GcsClient:
         return self
@@ -211,18 +204,16 @@ class GcsClient:
     # ---- the sender -----------------------------------------------------------------------------------
 
     def _send_forever(self) -> None:
-        while True:
+        while not self._closing or self._queue:
             taken = self._take()
             if not taken:
-                return
+                continue
             try:
                 self._send(taken)
             except Exception as error:
                 if isinstance(error, GcsUnavailableError):
-                    with self._changed:  # what came after has waited as long, or for it
-                        taken += self._queue
-                        self._queue.clear()
-                        self._changed.notify_all()
+                    while self._queue:  # what came after has waited as long, or for it
+                        taken += self._take()
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)
@@ -230,13 +221,15 @@ class GcsClient:
     def _take(self) -> list[tuple[bytes, Future[Any]]]:
         """The next batch; empty when the client closes."""
         with self._changed:
-            while not self._queue and not self._closing:
-                self._changed.wait()
             taken: list[tuple[bytes, Future[Any]]] = []
             size = 0
+            while not self._queue and not self._closing:
+                self._changed.wait()
             while self._queue and len(taken) < BATCH_COMMANDS_MAX and size < BATCH_BYTES_MAX:
-                size += len(self._queue[0][0])
-                taken.append(self._queue.popleft())
+                body, future = self._queue.popleft()
+                if future.set_running_or_notify_cancel():  # False: whoever waited gave up, and it is not sent
+                    size += len(body)
+                    taken.append((body, future))
             self._changed.notify_all()  # who waits for room
             return taken
 
@@ -253,20 +246,27 @@ class GcsClient:
 
     def _invoke(self, name: str, body: bytes, *, wait_s: float = CALL_WAIT_S, retry: bool = True) -> bytes:
         """Calls until there is an answer, or the window is over."""
-        begin = time.monotonic()
-        backoff_s = BACKOFF_FIRST_S
+        begin, backoff = time.monotonic(), Backoff()
         while True:
+            channel = self._connection.channel
             try:
-                return self._stubs[name](body, metadata=self._metadata, timeout=wait_s)  # type: ignore[no-any-return]
+                return channel.unary[name](body, metadata=self._connection.metadata, timeout=wait_s)  # type: ignore[no-any-return]
+            except ValueError:  # another thread has just replaced and closed it
+                if self._closing:
+                    raise GcsUnavailableError(CLOSED) from None
+                continue
             except grpc.RpcError as error:
                 waited_s = time.monotonic() - begin
                 failure = self._failure(error, waited_s)
-                if not isinstance(failure, GcsUnavailableError) or not retry:
-                    raise failure from None
-                if waited_s + backoff_s > self.window_s or self._closing:
-                    raise failure from None
-            time.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+                late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            if not isinstance(failure, GcsUnavailableError):
+                raise failure
+            if retry or not late:  # a late heartbeat does not show a broken connection
+                self._connection.broke(channel)
+            pause_s = backoff.next_s()
+            if not retry or self._closing or waited_s + pause_s > self.window_s:
+                raise failure
+            time.sleep(pause_s)
 
     def _failure(self, error: Any, waited_s: float) -> Exception:
         code, details = error.code(), error.details()
@@ -276,7 +276,7 @@ class GcsClient:
             return VersionMismatchError(details)
         if code == grpc.StatusCode.INVALID_ARGUMENT:
             return GcsRequestError(details)
-        if code in _COMES_BACK:
+        if code in BREAKS:
             return GcsUnavailableError(address=self.address, waited_s=waited_s)
         return RpcError(f"{self.address}: {code.name}: {details}", code.value[0])
 

@@ -5,7 +5,7 @@ kind and a sentence. Messages are msgpack arrays with the command's name first, 
 checked on the way: an unknown name or a wrong type refuses the whole batch. Append fields only, with defaults.
 
 Failure kinds: "missing" (no such thing), "exists" (the name is taken), "stale" (from a life that is over: a
-fenced node, an actor that restarted, an older search), "invalid" (makes no sense).
+fenced node, an actor that restarted, an older search), "invalid" (makes no sense), "internal" (a bug of the store).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
@@ -73,6 +74,14 @@ class Committer:
             pending.events, pending.callbacks = [], []
 
     async def _run(self) -> None:
+        try:
+            await self._write_forever()
+        except Exception:
+            # Memory is ahead of the disk, and nothing would be written any more. The next server has the truth.
+            log.critical("the store's writer failed: this server ends", exc_info=True)
+            os._exit(1)
+
+    async def _write_forever(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
 from fastray.exceptions import RuntimeSystemError
@@ -19,7 +20,8 @@ START_WAIT_S = 30.0
 class GcsProcess:
     """A running server. Raises RuntimeSystemError, with the reason, when it does not start.
 
-    `log` is a descriptor for what it logs (stderr); this process's own unless given.
+    A `standby` serves when the server on this store and port dies, which must be `followed`; `serving` waits
+    for that. `log` is a descriptor for what it logs (stderr); this process's own unless given.
     """
 
     def __init__(
@@ -29,6 +31,8 @@ class GcsProcess:
         port: int = 0,
         store: str = "memory:",
         token_path: str | None = None,
+        followed: bool = False,
+        standby: bool = False,
         die_with_parent: bool = True,
         environ: Mapping[str, str] | None = None,
         log: int | None = None,
@@ -37,6 +41,8 @@ class GcsProcess:
         command = [sys.executable, "-m", "fastray.gcs", "--host", host, "--port", str(port)]
         command += ["--store", store, "--ready-fd", str(announced)]
         command += ["--token-path", token_path] if token_path else []
+        command += ["--followed"] if followed else []
+        command += ["--standby"] if standby else []
         command += ["--die-with-parent"] if die_with_parent else []
         self._child = subprocess.Popen(
             command,
@@ -48,19 +54,36 @@ class GcsProcess:
         )
         os.close(announced)
         self.pid = self._child.pid
-        self.address = self._wait(ready)
+        self._ready = ready
+        self.address = f"{host}:{port}"
+        if standby:
+            self._wait("standing")
+        else:
+            self.serving()
 
-    def _wait(self, ready: int) -> str:
-        """The announced address: "serving ADDRESS", or "failed REASON"."""
-        try:
-            readable, _, _ = select.select([ready], [], [], START_WAIT_S)
-            line = os.read(ready, 4096).decode().strip() if readable else f"failed nothing in {START_WAIT_S:g} s"
-        finally:
-            os.close(ready)
-        word, _, rest = line.partition(" ")
-        if word != "serving":
+    def serving(self, wait_s: float = START_WAIT_S) -> str:
+        """The address, once it serves. Raises RuntimeSystemError."""
+        if self._ready >= 0:
+            self.address = self._wait("serving", wait_s)
+            self._forget_ready()
+        return self.address
+
+    def _forget_ready(self) -> None:
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
+    def _wait(self, wanted: str, wait_s: float = START_WAIT_S) -> str:
+        """What follows the word `wanted`, which it announces next; "failed REASON" ends it."""
+        deadline, line = time.monotonic() + wait_s, b""
+        while not line.endswith(b"\n"):  # byte by byte: the next line may follow at once
+            readable, _, _ = select.select([self._ready], [], [], max(0.0, deadline - time.monotonic()))
+            char = os.read(self._ready, 1) if readable else b""
+            line = line + char if char else (b"failed it died\n" if readable else b"failed too slow\n")
+        word, _, rest = line.decode().strip().partition(" ")
+        if word != wanted:
             self.kill()
-            raise RuntimeSystemError(f"the global control store did not start: {rest or 'it died'}")
+            raise RuntimeSystemError(f"the global control store did not start: {rest}")
         return rest
 
     @property
@@ -69,10 +92,12 @@ class GcsProcess:
 
     def kill(self) -> None:
         """SIGKILL."""
+        self._forget_ready()
         self._child.kill()
         self._child.wait()
 
     def stop(self) -> int:
         """SIGTERM: it writes what it has and ends. Its exit code."""
+        self._forget_ready()
         self._child.terminate()
         return self._child.wait()

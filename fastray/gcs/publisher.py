@@ -30,10 +30,14 @@ class Subscriber:
 
     def offer(self, event: Event) -> None:
         if len(self._queue) >= QUEUE_EVENTS_MAX:
-            self.cut_off = True
-            self._queue.clear()
+            self.cut()
         if not self.cut_off:
             self._queue.append(event)
+            self._wake.set()
+
+    def cut(self) -> None:
+        self.cut_off = True
+        self._queue.clear()
         self._wake.set()
 
     async def take(self) -> list[Notice]:
@@ -87,6 +91,12 @@ class Publisher:
         for client, event in callbacks:
             for subscriber in self._by_client.get(client, ()):
                 subscriber.offer(event)
+
+    def cut_all(self) -> None:
+        """The server stops."""
+        for streams in self._by_client.values():
+            for subscriber in streams:
+                subscriber.cut()
 
     @staticmethod
     def is_table(topic: str) -> bool:

@@ -35,6 +35,7 @@ log = logging.getLogger("fastray.gcs")
 _OWNERSHIP = (NodeRegister, NodeDrain, JobStart, JobEnd, Goodbye)  # commands that make or end a pulse
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse{status}
 _STOP_GRACE_S = 1.0
+BIND_WAIT_S, BIND_EVERY_S = 0.5, 0.002
 
 class GcsServer:
     """One store, served. Made inside of a running event loop."""
@@ -63,24 +64,32 @@ class GcsServer:
         for job in self._state.jobs.rows.values():
             if job.ended_at == 0.0:
                 self._detector.watch(job.client, now, beats=False, returning=True)
-        self._server = grpc.aio.server(options=wire.SERVER_OPTIONS)
-        self._server.add_generic_rpc_handlers((_Methods(self._refusal, self._methods()),))
         name = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        try:
-            if tls is None:
-                bound = self._server.add_insecure_port(f"{name}:{port}")
-            else:
-                credentials = grpc.ssl_server_credentials([(tls.key, tls.cert)], tls.ca)
-                bound = self._server.add_secure_port(f"{name}:{port}", credentials)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {name}:{port}: {error}") from error
+        bound = await self._listen(f"{name}:{port}", tls)
         await self._server.start()
         self._checks = asyncio.get_running_loop().create_task(self._check_forever())
         return f"{name}:{bound}"
 
+    async def _listen(self, address: str, tls: auth.Tls | None) -> int:
+        """The port. The kernel may close the lock of a dead server before its socket: then it is tried again."""
+        deadline = time.monotonic() + BIND_WAIT_S
+        while True:
+            self._server = grpc.aio.server(options=wire.SERVER_OPTIONS)
+            self._server.add_generic_rpc_handlers((_Methods(self._refusal, self._methods()),))
+            try:
+                if tls is None:
+                    return int(self._server.add_insecure_port(address))
+                credentials = grpc.ssl_server_credentials([(tls.key, tls.cert)], tls.ca)
+                return int(self._server.add_secure_port(address, credentials))
+            except RuntimeError as error:
+                if time.monotonic() > deadline:
+                    raise OSError(f"cannot listen on {address}: {error}") from error
+            await asyncio.sleep(BIND_EVERY_S)
+
     async def stop(self) -> None:
         if self._checks is not None:
             self._checks.cancel()
+        self._publisher.cut_all()
         await self._server.stop(_STOP_GRACE_S)
         await self._committer.close()
 
@@ -159,7 +168,7 @@ class GcsServer:
             while True:
                 notices = await subscriber.take()
                 if subscriber.cut_off:
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too slow: come back for the rest")
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "cut off: come back for the rest")
                 await context.write(encode(notices))
         finally:
             self._detector.closed(asked.client, time.monotonic())

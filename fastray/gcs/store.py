@@ -78,13 +78,21 @@ class MemoryStore(Store):
         self._rows.clear()
 
 
-def open_store(url: str) -> Store:
-    """Raises InvalidOptionError for a URL of no known engine, StoreError when it cannot be opened."""
-    scheme, _, path = url.partition(":")
-    if scheme == "memory" and not path:
-        return MemoryStore()
-    if scheme == "sqlite" and path.strip("/"):
-        from fastray.gcs.store_sqlite import SqliteStore
+def open_store(url: str, *, followed: bool = False) -> Store:
+    """`followed`: a standby reads along.
 
-        return SqliteStore("/" + path.lstrip("/") if path.startswith("//") else path)
-    raise InvalidOptionError(f"store {url!r} is neither memory: nor sqlite:/path/to/file", option="store")
+    Raises InvalidOptionError for a URL of no known engine, StoreError when it cannot be opened.
+    """
+    if url == "memory:":
+        return MemoryStore()
+    from fastray.gcs.store_sqlite import SqliteStore
+
+    return SqliteStore(sqlite_path(url), followed=followed)
+
+
+def sqlite_path(url: str) -> str:
+    """The file of a sqlite: URL. Raises InvalidOptionError for any other."""
+    scheme, _, path = url.partition(":")
+    if scheme != "sqlite" or not path.strip("/"):
+        raise InvalidOptionError(f"store {url!r} is neither memory: nor sqlite:/path/to/file", option="store")
+    return "/" + path.lstrip("/") if path.startswith("//") else path

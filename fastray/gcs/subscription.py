@@ -12,7 +12,6 @@ Called by client.py.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,9 +22,9 @@ import msgspec
 
 from fastray.exceptions import GcsUnavailableError
 from fastray.gcs import commands, records, wire
+from fastray.gcs.connection import BREAKS, Backoff, Connection
 from fastray.gcs.table import encode
 
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.002, 0.02
 OBJECT = "object"
 ROWS: dict[str, type[records.Row]] = {
     "node": records.Node,
@@ -43,13 +42,10 @@ _decode_found = msgspec.msgpack.Decoder(Found).decode
 
 
 class Subscription:
-    def __init__(
-        self, channel: Any, metadata: list[tuple[str, str]], client: bytes, window_s: float
-    ) -> None:
-        self._window_s = window_s
-        self._open = channel.unary_stream(wire.method(wire.SUBSCRIBE))
-        self._metadata = metadata
+    def __init__(self, connection: Connection, client: bytes, window_s: float) -> None:
+        self._connection = connection
         self._client = client
+        self._window_s = window_s
         self._lock = threading.Lock()
         self._topics: dict[str, int] = {}
         self._handlers: dict[str, list[Callable[[bytes, Any], None]]] = {}
@@ -112,23 +108,29 @@ class Subscription:
     # ---- the listening thread -------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        backoff_s = BACKOFF_FIRST_S
+        backoff = Backoff()
         while not self._closed.is_set():
-            with self._lock:
-                asked = encode(wire.Subscribe(self._client, dict(self._topics)))
-                stream = self._stream = self._open(asked, metadata=self._metadata)
-                self._opened.clear()
-            if self._closed.is_set():
-                stream.cancel()
+            channel = self._connection.channel
             try:
+                with self._lock:
+                    asked = encode(wire.Subscribe(self._client, dict(self._topics)))
+                    stream = channel.subscribe(asked, metadata=self._connection.metadata)
+                    self._stream = stream
+                    self._opened.clear()
+                if self._closed.is_set():
+                    stream.cancel()
                 for body in stream:
-                    backoff_s = BACKOFF_FIRST_S
+                    backoff.reset()
                     self._received(stream, _decode_notices(body))
+            except ValueError:  # the channel was replaced a moment ago
+                continue
             except grpc.RpcError as error:
                 log.debug("the stream of events ended: %s", error)
-            # All clients of a server that died come back: not all at the same moment.
-            self._closed.wait(backoff_s * random.uniform(0.5, 1.0))
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+                with self._lock:
+                    replaced = stream is not self._stream  # by `subscribe`, which wants another one
+                if not replaced and error.code() in BREAKS:
+                    self._connection.broke(channel)
+            self._closed.wait(backoff.next_s())
 
     def _received(self, stream: Any, notices: list[wire.Notice]) -> None:
         with self._lock:
@@ -140,15 +142,17 @@ class Subscription:
                 for key, value in notice.rows:
                     self._found(key, _decode_found(value))
             else:
-                self._told(notice)
+                self._told(stream, notice)
         if first:
             self._opened.set()
             if self._submit is not None and self._watches:
                 self._leave(list(self._watches), self._submit)
 
-    def _told(self, notice: wire.Notice) -> None:
+    def _told(self, stream: Any, notice: wire.Notice) -> None:
         topic, row = notice.topic, ROWS.get(notice.topic)
         with self._lock:
+            if stream is not self._stream:
+                return  # as above
             handlers = list(self._handlers.get(topic, ()))
             if row is not None:
                 self._topics[topic] = notice.version

@@ -16,7 +16,7 @@ import msgspec
 
 from fastray.gcs import commands
 from fastray.gcs.actor_table import ActorTable
-from fastray.gcs.commands import Batch, Beat, BeatReply, Done, Result
+from fastray.gcs.commands import Batch, Beat, BeatReply, Done, Failure, Result
 from fastray.gcs.function_table import FunctionTable, KeyValueTable
 from fastray.gcs.job_table import JobTable
 from fastray.gcs.node_table import NodeTable
@@ -92,6 +92,11 @@ class GlobalState:
         elif table in self.tables:
             self.tables[table].restore(key, value)
 
+    def forget(self, table: str, key: bytes) -> None:
+        """A row that the store no longer has, for a standby that follows it."""
+        if table in self.tables:
+            self.tables[table].rows.pop(key, None)
+
     def begin(self) -> Changes:
         """After the last `restore`: this server's incarnation, to be made durable before anything is answered."""
         self.incarnation += 1
@@ -125,6 +130,8 @@ class GlobalState:
             return Done(self._handlers[type(command)](command, context, changes))
         except Refused as refused:
             return refused.failure
+        except Exception as error:  # a bug here is its caller's to see, and nobody else's to suffer
+            return Failure("internal", f"{type(command).__name__}: {type(error).__name__}: {error}")
 
     def beat(self, beat: Beat, changes: Changes) -> BeatReply:
         return self.nodes.beat(beat, changes)

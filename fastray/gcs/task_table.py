@@ -88,6 +88,9 @@ class TaskTable(Table[Task]):
                 key = key_of(task)
                 if key in self._failed:
                     continue  # its end came first
+                before = self.rows.get(key)
+                if before is not None:
+                    self._running[before.epoch].pop(key)  # it was to run elsewhere
                 self._running.setdefault(task.epoch, {})[key] = None
                 self.put(changes, key, task)
             else:

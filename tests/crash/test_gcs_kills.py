@@ -1,6 +1,7 @@
 """The store's server is SIGKILLed again and again, at random moments, while clients write.
 
     acknowledged    a write whose future has its result
+    standby         a second server that takes over; without it, a new server is started
 
 Nothing that was acknowledged may be missing afterwards, nothing may have been applied twice, and no client may
 see an error. FASTRAY_CRASH_KILLS sets how often (the default keeps the suite short), FASTRAY_CRASH_SEED the
@@ -25,32 +26,46 @@ from fastray.gcs.records import Node, Task
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("FASTRAY_CRASH_KILLS", "8"))
+KILLS = int(os.environ.get("FASTRAY_CRASH_KILLS", "5"))
 SEED = int(os.environ.get("FASTRAY_CRASH_SEED", "1"))
 KILL_AFTER_S_MAX = 0.15
-IN_FLIGHT_MAX = 500
+IN_FLIGHT_MAX = 100
 RECENT = 5_000
 
 
 class Store:
-    def __init__(self, folder) -> None:
-        self.url, self.token_path = f"sqlite:{folder}/gcs.db", f"{folder}/token"
-        self.server = GcsProcess(store=self.url, token_path=self.token_path)
-        self.token = auth.load_token(self.token_path, environ={})
+    def __init__(self, folder, standby: bool) -> None:
+        self.options = {"store": f"sqlite:{folder}/gcs.db", "token_path": f"{folder}/token"}
+        self.server = GcsProcess(followed=standby, **self.options)
+        self.token = auth.load_token(self.options["token_path"], environ={})
+        self.standby = self.stand_by() if standby else None
 
     def client(self) -> GcsClient:
         return GcsClient(self.server.address, self.token)
 
-    def kill_and_restart(self) -> None:
+    def stand_by(self) -> GcsProcess:
+        return GcsProcess(standby=True, port=self.server.port, **self.options)
+
+    def kill_and_go_on(self) -> None:
         self.server.kill()
-        self.server = GcsProcess(store=self.url, token_path=self.token_path, port=self.server.port)
+        if self.standby is None:
+            self.server = GcsProcess(port=self.server.port, **self.options)
+        else:
+            self.server = self.standby
+            self.server.serving()
+            self.standby = self.stand_by()
+
+    def stop(self) -> None:
+        if self.standby is not None:
+            self.standby.kill()
+        self.server.stop()
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path)
+@pytest.fixture(params=[False, True], ids=["restart", "standby"])
+def store(request, tmp_path):
+    store = Store(tmp_path, request.param)
     yield store
-    store.server.stop()
+    store.stop()
 
 
 class Writer(threading.Thread):
@@ -98,7 +113,7 @@ def kill_at_random(store: Store, writers: list[Writer], check) -> None:
     for _ in range(KILLS):
         time.sleep(chance.uniform(0, KILL_AFTER_S_MAX))  # the moment is the point
         acknowledged = [len(writer.replies) for writer in writers]
-        store.kill_and_restart()
+        store.kill_and_go_on()
         check(acknowledged)
     for writer in writers:
         writer.stop()

@@ -212,6 +212,37 @@ def test_a_second_server_on_the_same_store_or_port_does_not_start(cluster, tmp_p
         GcsProcess(token_path=cluster.token_path, port=cluster.server.port)
 
 
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_standby_has_what_was_acknowledged_whoever_died_and_whenever_it_came(cluster, followed):
+    options = {"store": cluster.store, "token_path": cluster.token_path, "port": cluster.server.port}
+    cluster.server.stop()
+    cluster.server = GcsProcess(followed=followed, **options)
+    client, heard = cluster.client(), Heard()
+    client.call(commands.KvPut("n", b"before", b"1"))
+    standby = GcsProcess(standby=True, **options)
+    client.subscribe("job", heard.hear)
+    client.call(commands.KvPut("n", b"after", b"2"))
+    client.call(commands.KvDelete("n", b"before"))
+    cluster.server.stop()
+    assert standby.serving() == cluster.server.address
+    cluster.server = standby
+    assert client.call(commands.KvGet("n", [b"before", b"after"])) == [None, b"2"]
+    job = client.call(commands.JobStart("ns"))
+    assert heard.until(lambda key, row: True)[1].job_id == job
+
+
+def test_a_standby_serves_at_once_where_nobody_does_and_needs_a_port(tmp_path, cluster):
+    port = cluster.server.port
+    cluster.server.kill()
+    standby = GcsProcess(store=f"sqlite:{tmp_path}/new.db", token_path=cluster.token_path, standby=True, port=port)
+    standby.serving()
+    assert cluster.client().call(commands.KvKeys("n")) == []
+    assert standby.stop() == 0
+    with pytest.raises(RuntimeSystemError, match="needs the port"):
+        GcsProcess(store=cluster.store, token_path=cluster.token_path, standby=True)
+    cluster.server = GcsProcess(store=cluster.store, token_path=cluster.token_path)
+
+
 def test_the_server_dies_with_its_parent(tmp_path):
     program = (
         "import sys; from fastray.gcs.process import GcsProcess\n"
@@ -275,16 +306,16 @@ def test_the_first_copy_of_an_object_calls_back_also_after_a_restart(cluster):
     assert heard.empty()
 
 
-def test_a_subscriber_that_does_not_read_is_cut_off_and_catches_up(cluster):
-    """A stream that is not read fills the connection's window, then its queue; the next one starts anew."""
+def test_a_subscriber_that_does_not_read_is_cut_off(cluster):
+    """A stream that is not read fills the connection's window, then its queue."""
     client = cluster.client()
     channel = grpc.insecure_channel(cluster.server.address, wire.CHANNEL_OPTIONS)
     opened = channel.unary_stream(wire.method("Subscribe"))(
-        encode(wire.Subscribe(b"slow", {"job": -1})), metadata=wire.metadata(cluster.token)
+        encode(wire.Subscribe(b"slow", {"channel:x": -1})), metadata=wire.metadata(cluster.token)
     )
-    next(opened)  # the table; and nothing more is read
-    for _ in range(30):
-        batch = [client.submit(commands.JobStart("n" * 1000)) for _ in range(1000)]
+    next(opened)  # it is open; and nothing more is read
+    for _ in range(20):
+        batch = [client.submit(commands.Publish("x", b"n" * 1000)) for _ in range(1000)]
         batch[-1].result(WAIT_S)
     with pytest.raises(grpc.RpcError) as caught:
         for _ in opened:

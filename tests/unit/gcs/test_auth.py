@@ -69,7 +69,7 @@ def test_loopback_needs_no_token(host):
     auth.check_bind(host, "")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.example.org", ""])
 def test_anything_else_needs_one(host):
     auth.check_bind(host, TOKEN)
     with pytest.raises(InvalidOptionError, match="without a token"):

@@ -8,7 +8,7 @@ import pytest
 
 from fastray.exceptions import InvalidOptionError
 from fastray.gcs.store import Group, MemoryStore, StoreError, open_store
-from fastray.gcs.store_sqlite import SqliteStore
+from fastray.gcs.store_sqlite import GROUPS_MAX, Reader, SqliteStore
 
 ROWS = [("kv", b"a", b"1"), ("kv", b"b", b"2"), ("node", b"a", b"3")]
 
@@ -99,3 +99,48 @@ def test_a_file_that_is_no_database_says_so(tmp_path):
 def test_an_unknown_url_is_refused(url):
     with pytest.raises(InvalidOptionError, match="neither memory: nor sqlite:"):
         open_store(url)
+
+
+# ---- a standby reads along ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def followed(tmp_path):
+    store = SqliteStore(str(tmp_path / "gcs.db"), followed=True)
+    store.append(Group(ROWS, [], True))
+    reader = Reader(store.path)
+    yield store, reader
+    reader.close()
+    store.close()
+
+
+def test_a_reader_has_all_rows_and_then_the_news_in_order(followed):
+    store, reader = followed
+    assert sorted(reader.load()) == ROWS
+    assert reader.news() == []
+    store.append(Group([("kv", b"a", b"5")], [], True))
+    store.append(Group([("kv", b"a", None), ("kv", b"c", b"6")], [], False))
+    assert reader.news() == [("kv", b"a", b"5"), ("kv", b"a", None), ("kv", b"c", b"6")]
+    assert reader.news() == []
+
+
+def test_a_reader_that_missed_a_group_has_to_load_again(followed):
+    store, reader = followed
+    reader.load()
+    for number in range(2 * GROUPS_MAX):
+        store.append(Group([("kv", b"a", b"%d" % number)], [], False))
+    assert reader.news() is None
+    assert ("kv", b"a", b"%d" % (2 * GROUPS_MAX - 1)) in reader.load()
+    assert reader.news() == []
+
+
+def test_a_reader_of_a_server_that_is_not_followed_has_to_load_again(tmp_path):
+    store = SqliteStore(str(tmp_path / "gcs.db"))
+    reader = Reader(store.path)
+    assert reader.load() == []
+    store.append(Group(ROWS, [], True))
+    assert reader.news() is None
+    assert sorted(reader.load()) == ROWS
+    assert reader.news() == []
+    reader.close()
+    store.close()

@@ -199,6 +199,14 @@ def test_tasks_of_a_dead_node_fail_and_its_late_words_count_once(world):
     assert world.say(c.TasksSummary())[0][2:4] == (1, 2)
 
 
+def test_an_attempt_runs_where_it_was_reported_last(world):
+    first, second = world.join(), world.join(b"n2", b"d2")
+    world.say(c.TasksReport(first, [Task(b"t", "f")]))
+    world.say(c.TasksReport(second, [Task(b"t", "f")]))
+    world.say(c.NodeDied(first, "x"))
+    assert [(t.state, t.epoch) for t in world.say(c.TasksList())] == [("RUNNING", second)]
+
+
 def test_a_task_of_an_unknown_state_refuses_the_report(world):
     epoch = world.join()
     assert kind(world.say(c.TasksReport(epoch, [Task(b"t", "f", state="DONE")]))) == "invalid"
