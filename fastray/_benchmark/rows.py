@@ -260,8 +260,9 @@ def _other() -> list[Row]:
 def rows() -> list[Row]:
     """The table, in the order of the goals."""
     from fastray._benchmark.actor_rows import actor_rows
+    from fastray._benchmark.fault_rows import fault_rows
 
-    return _throughput() + _other() + actor_rows()
+    return _throughput() + _other() + actor_rows() + fault_rows()
 
 
 def select(*titles: str) -> list[Row]:
