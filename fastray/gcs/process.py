@@ -20,8 +20,9 @@ START_WAIT_S = 30.0
 class GcsProcess:
     """A running server. Raises RuntimeSystemError, with the reason, when it does not start.
 
-    A `standby` serves when the server on this store and port dies, which must be `followed`; `serving` waits
-    for that. `log` is a descriptor for what it logs (stderr); this process's own unless given.
+    With `die_with_parent` it dies when the thread that made it ends: the kernel counts threads. A `standby`
+    serves when the server on this store and port dies, which must be `followed`; `serving` waits for that. `log`
+    is a descriptor for what it logs (stderr); this process's own unless given.
     """
 
     def __init__(

@@ -199,7 +199,7 @@ class GcsServer:
             for client, reason in self._detector.check(time.monotonic()):
                 log.warning("client %s is gone: %s", client.hex(), reason)
                 self._committer.add(self._state.client_gone(client, reason, time.time()))
-            self._committer.add(self._state.tick(time.time()))
+            self._committer.add(self._state.tick())
 
 
 async def _decoded(decode: Callable[[bytes], Any], body: bytes, context: Any) -> Any:

@@ -64,10 +64,6 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.rows or self.events or self.callbacks or self.history)
 
-    def absorb(self, later: Changes) -> None:
-        self.rows.update(later.rows)
-        self.history.extend(later.history)
-
 
 class Table(Generic[R]):
     """Rows of one kind. `name` is also its topic."""

@@ -155,7 +155,7 @@ class GlobalState:
         """Whether the client is the pulse of a node, and of a job."""
         return bool(self.nodes.of_client(client)), bool(self.jobs.of_client(client))
 
-    def tick(self, now: float) -> Changes:
+    def tick(self) -> Changes:
         changes = Changes()
         self.objects.sweep(changes, SWEPT_OBJECTS_MAX)
         return changes

@@ -160,6 +160,24 @@ def test_a_client_does_not_survive_a_fork(cluster):
     assert client.call(commands.KvKeys("n")) == []
 
 
+def test_a_session_of_one_node_imports_none_of_it(run_program):
+    done = run_program(
+        """
+        import sys
+        import fastray
+
+        @fastray.remote
+        def loaded():
+            return {"grpc", "msgspec", "sqlite3", "pyarrow", "fastray.gcs"} & set(sys.modules)
+
+        fastray.init(num_cpus=1)
+        print(fastray.get(loaded.remote()))
+        print({"grpc", "msgspec", "sqlite3", "pyarrow", "fastray.gcs"} & set(sys.modules))
+        """
+    )
+    assert done.stdout == "set()\nset()\n", done.stderr
+
+
 # ---- restarts -----------------------------------------------------------------------------------------
 
 

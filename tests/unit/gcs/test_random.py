@@ -97,7 +97,7 @@ def test_random_commands_and_restarts(seed):
         elif event < 0.06:
             world.state.client_closed(chance.id())
         elif event < 0.08:
-            world._persist(world.state.tick(world.now))
+            world._persist(world.state.tick())
         else:
             given = chance.command()
             result = world.say(given, chance.id())

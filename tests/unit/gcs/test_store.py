@@ -41,8 +41,10 @@ def test_a_database_is_read_again_and_belongs_to_its_user(tmp_path):
     again = open_store(f"sqlite:{path}")
     assert sorted(again.load()) == ROWS
     assert again.history(b"", 5) == [b"1"]
+    again.append(Group(ROWS, [], True))
+    files = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert files == dict.fromkeys(("gcs.db", "gcs.db-wal", "gcs.db-shm", "gcs.db.lock"), 0o600)
     again.close()
-    assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 

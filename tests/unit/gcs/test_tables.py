@@ -141,7 +141,7 @@ def test_lost_objects_are_kept_up_to_a_limit(world, monkeypatch):
     world.say(c.ObjectsAdd(epoch, [(b"%d" % i, 1, b"") for i in range(10)]))
     world.say(c.ObjectsAdd(other, [(b"0", 1, b"")]))
     world.say(c.NodeDied(epoch, "x"))
-    world._persist(world.state.tick(world.now))
+    world._persist(world.state.tick())
     assert sorted(world.state.objects.rows) == [b"0", b"7", b"8", b"9"]
     assert {key for name, key in world.rows if name == "object"} == set(world.state.objects.rows)
 
