@@ -15,7 +15,7 @@ import sys
 
 import pytest
 from daemon_helpers import Daemon
-from integration_helpers import eventually, is_alive, tally, wait_for_gate
+from integration_helpers import eventually, is_alive, open_gate, tally, wait_for_gate
 
 import fastray
 from fastray import control, sessions
@@ -35,7 +35,11 @@ def driver(daemon):
 
 def idle(daemon):
     """Waits until nothing of any job is left; what the daemon holds then."""
-    assert eventually(lambda: daemon.held()["processes"] == 2), daemon.held()
+    def nothing():
+        held = daemon.held()
+        return held["processes"] == 2 and not held["actors"] and not held["functions"] and not held["children"]
+
+    assert eventually(nothing), daemon.held()
     return daemon.held()
 
 
@@ -413,6 +417,66 @@ def test_arrays_outlive_the_session_they_are_from(daemon, run_program):
         env={"DAEMON": daemon.path},
     )
     assert comes_back_to(daemon, before)
+
+
+def test_a_driver_that_keeps_an_array_keeps_nothing_else(daemon, tmp_path, start_program):
+    pytest.importorskip("numpy")
+    before = idle(daemon)
+    keeper = start_program(
+        """
+        import os, sys, time, fastray, numpy
+        folder = sys.argv[1]
+        fastray.init(address=os.environ["DAEMON"])
+
+        @fastray.remote
+        def stuck(name):
+            open(folder + "/" + name, "x").close()
+            time.sleep(600)
+
+        array = fastray.get(fastray.put(numpy.arange(1_000_000)))
+        refs = [stuck.options(num_cpus=2).remote("first"), stuck.options(num_cpus=2).remote("second")]
+        while not os.path.exists(folder + "/first"):
+            time.sleep(0.003)
+        fastray.shutdown()
+        print("left", flush=True)
+        sys.stdin.readline()
+        time.sleep(600)
+        """,
+        tmp_path,
+        env={"DAEMON": daemon.path},
+    )
+    assert keeper.stdout.readline() == "left\n", keeper.stderr.read()
+    assert eventually(lambda: daemon.held()["children"] == 0)
+    assert (daemon.status()["drivers"], daemon.held()["processes"]) == ([], 3)  # node, keeper, observer
+    assert daemon.held()["bytes"] >= 8_000_000
+    with fastray.init(address=daemon.path):
+        assert fastray.get(fastray.remote(num_cpus=2)(lambda: 1).remote(), timeout=GET_S) == 1
+    keeper.kill()
+    assert comes_back_to(daemon, before)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_fork_of_a_driver_is_no_driver(daemon, tmp_path):
+    before = idle(daemon)
+    fastray.init(address=daemon.path)
+    assert fastray.get(fastray.remote(lambda: 1).remote(), timeout=GET_S) == 1
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            assert not fastray.is_initialized()
+            with fastray.init(address=daemon.path):
+                code = 0 if fastray.get(fastray.remote(lambda: 2).remote(), timeout=GET_S) == 2 else 1
+            wait_for_gate(tmp_path / "gate")  # it lives on while its parent leaves
+        finally:
+            os._exit(code)
+    try:
+        assert fastray.get(fastray.remote(lambda: 3).remote(), timeout=GET_S) == 3
+        fastray.shutdown()
+        assert comes_back_to(daemon, before)
+    finally:
+        open_gate(tmp_path / "gate")
+        assert os.waitpid(child, 0)[1] == 0
 
 
 # ---- again and again -----------------------------------------------------------------------------------
