@@ -1,4 +1,4 @@
-"""Session directories: where they are, who has one, what a killed daemon leaves. No daemon here: a lock stands for it."""
+"""Session directories: where they are, who has one, what a killed daemon leaves. A lock stands for the daemon here."""
 
 from __future__ import annotations
 
