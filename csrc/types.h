@@ -482,6 +482,7 @@ struct Header {
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;
   std::atomic<uint32_t> queues_used;
+  std::atomic<uint32_t> queues_retired;  // a hint: queues of the dead that others of their class can use; may drift
   std::atomic<uint32_t> actors_used;     // entries ever used: scans stop here
   std::atomic<uint32_t> jobs_used;       // number of the last job
   std::atomic<uint32_t> chunks_used;

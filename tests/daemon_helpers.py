@@ -76,6 +76,12 @@ class Daemon:
         """As `fastray status --json` prints it."""
         return self.look(lambda attachment: node_state.status(attachment, self.info))
 
+    def memory(self):
+        """Bytes of memory it has, its own and shared."""
+        with open(f"/proc/{self.pid}/status") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
+
     def held(self):
         """Descriptors and children of the daemon; processes, classes, functions and bytes of its tables."""
 

@@ -483,17 +483,16 @@ def test_a_fork_of_a_driver_is_no_driver(daemon, tmp_path):
 
 
 def test_attaching_a_thousand_times_leaks_nothing(daemon):
-    idle(daemon)
-    before = None
     ours = len(os.listdir("/proc/self/fd"))
     for i in range(1000):
         fastray.init(address=daemon.path)
         if i % 10 == 0:
             assert fastray.get(fastray.remote(lambda i=i: i).remote(), timeout=GET_S) == i
         fastray.shutdown()
-        if i == 10:
-            before = idle(daemon)
+        if i == 100:
+            before, memory = idle(daemon), daemon.memory()
     assert comes_back_to(daemon, before)
+    assert daemon.memory() < memory + (2 << 20)
     assert len(os.listdir("/proc/self/fd")) == ours
     assert daemon.status()["drivers"] == []
 
