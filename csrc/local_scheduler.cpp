@@ -150,7 +150,7 @@ bool LocalScheduler::look_at_classes() {
     if (!state_->knows_class(c)) {
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(cls.demand[i]);
-      state_->class_seen(c, demand, cls.runtime_env);
+      state_->class_seen(c, demand, cls.runtime_env, fds_.listen < 0 ? 0 : cls.job);
       moved = true;
     }
     if (state_->leases(c) == 0 && !proc_set::has(cls.sleeping, 0)) state_->class_stand_taken(c);

@@ -43,7 +43,7 @@ void LocalScheduler::look_at_actor(uint32_t a) {
       if (seen.wanted) return;
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(c.demand[i]);
-      state_->actor_wanted(kActorClass + a, demand, c.runtime_env);
+      state_->actor_wanted(kActorClass + a, demand, c.runtime_env, fds_.listen < 0 ? 0 : c.job);
       seen.wanted = true;
       moved_ = true;
       return;

@@ -43,7 +43,6 @@ std::string name_python(uint32_t version) {
 // ---- the private driver --------------------------------------------------------------------------------
 
 std::string LocalScheduler::open_private_driver() {
-  segment_.header().jobs_used.store(1, std::memory_order_release);
   Driver& d = drivers_[++connections_];
   d.slot = kPrivateDriver;
   d.job = 1;
@@ -61,7 +60,6 @@ std::string LocalScheduler::open_private_driver() {
     if (d.pidfd >= 0) ok = ok && watch(d.pidfd, EPOLLIN, kDriverDeath, connections_);
     if (d.pidfd == -ESRCH) leaving_ = driver_gone_ = true;
   }
-  begin_job(d, "", 0);
   return ok ? "" : std::string("epoll_ctl: ") + strerror(errno);
 }
 

@@ -141,11 +141,13 @@ bool LocalScheduler::has_actors(uint32_t job) const {
 }
 
 void LocalScheduler::retire_jobs() {
+  size_t before = ended_jobs_.size();
   for (size_t i = 0; i < ended_jobs_.size();)
     if (retire(ended_jobs_[i]))
       ended_jobs_.erase(ended_jobs_.begin() + static_cast<std::ptrdiff_t>(i));
     else
       ++i;
+  if (ended_jobs_.size() < before) process_.allocator().trim(0);  // what the node took over, and nobody needs
 }
 
 bool LocalScheduler::retire(uint32_t job) {

@@ -13,11 +13,14 @@ namespace fastray {
 
 QueueProducer* Process::make_producer(uint32_t cls) {
   Header& header = segment_.header();
-  for (uint32_t q = header.queues_used.load(std::memory_order_relaxed), tried = 0; tried < kQueuesMax; ++tried, ++q) {
+  uint32_t fresh = header.queues_used.load(std::memory_order_relaxed);
+  bool retired = static_cast<int32_t>(header.queues_retired.load(std::memory_order_relaxed)) > 0;
+  for (uint32_t q = retired ? 1 : fresh, tried = 0; tried < kQueuesMax; ++tried, ++q) {
     if (q >= kQueuesMax) q = 1;
     if (q == 0) continue;  // queue 0 is "none"
     Queue& queue = segment_.queue(q);
     uint32_t expected = 0;
+    if (queue.in_use.load(std::memory_order_relaxed) != 0) continue;
     if (!queue.in_use.compare_exchange_strong(expected, slot_ + 1, std::memory_order_acq_rel)) continue;
     // A used queue stays with its class for ever: a consumer may still hold a pointer to it.
     uint64_t ring = queue.ring.load(std::memory_order_relaxed);
@@ -25,6 +28,7 @@ QueueProducer* Process::make_producer(uint32_t cls) {
       queue.in_use.store(0, std::memory_order_release);
       continue;
     }
+    if (ring != 0) header.queues_retired.fetch_sub(1, std::memory_order_relaxed);
     uint32_t used = header.queues_used.load(std::memory_order_relaxed);
     while (used < q + 1 && !header.queues_used.compare_exchange_weak(used, q + 1, std::memory_order_acq_rel)) {
     }

@@ -277,6 +277,7 @@ void Reaper::retire_queues(uint32_t slot) {
       // SYNC POINT: ring-word
       q.ring.store(RingWord::make(RingWord::version(ring) + 1, 0, zero), std::memory_order_release);
     }
+    if (ring != 0) segment_.header().queues_retired.fetch_add(1, std::memory_order_relaxed);
     q.in_use.store(0, std::memory_order_release);
   }
   for_each_class([&](Class& c) {

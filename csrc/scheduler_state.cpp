@@ -12,12 +12,13 @@ SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), free_(li
 
 // ---- events ----------------------------------------------------------------------------------------
 
-void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env) {
+void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
   if (classes_.size() <= cls) classes_.resize(cls + 1);
   Class& c = classes_[cls];
   c.known = true;
   c.demand = demand;
   c.env = env;
+  c.job = job;
 }
 
 void SchedulerState::class_gone(uint32_t cls) {
@@ -71,8 +72,8 @@ void SchedulerState::lease_returned(uint32_t slot, int64_t now) {
   w.since = now;
 }
 
-void SchedulerState::actor_wanted(uint32_t cls, const Units& demand, uint32_t env) {
-  class_seen(cls, demand, env);
+void SchedulerState::actor_wanted(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
+  class_seen(cls, demand, env, job);
   classes_[cls].backlog = true;
   classes_[cls].unmet_since = -1;
   line_.push_back(cls);
@@ -344,16 +345,46 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
   }
 }
 
+// Units of CPU a job may have while several have work that waits; kNever when there are no two.
+int64_t SchedulerState::share() const {
+  std::vector<uint32_t> jobs;
+  for (const Class& c : classes_)
+    if (c.known && c.backlog && std::find(jobs.begin(), jobs.end(), c.job) == jobs.end()) jobs.push_back(c.job);
+  if (limits_.cpu < 0 || jobs.size() < 2) return kNever;
+  return limits_.total[static_cast<size_t>(limits_.cpu)] / static_cast<int64_t>(jobs.size());
+}
+
+int64_t SchedulerState::cpus_of(uint32_t job) const {
+  int64_t units = 0;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0 || w.blocked || w.revoking) continue;
+    const Class& c = classes_[static_cast<size_t>(w.cls)];
+    if (c.job == job) units += c.demand[static_cast<size_t>(limits_.cpu)];
+  }
+  return units;
+}
+
+// One more lease would still leave its job within its share.
+bool SchedulerState::below_share(uint32_t cls) const {
+  const Class& c = classes_[cls];
+  int64_t most = share();
+  return most != kNever && cpus_of(c.job) + c.demand[static_cast<size_t>(limits_.cpu)] <= most;
+}
+
 // The worker whose lease goes so that for_cls gets resources: one idle on a class without work, or, when
-// for_cls is starved, a busy one that has had its turn.
+// for_cls is starved, a busy one that has had its turn. A class that only is below its job's share takes from
+// jobs that are above theirs.
 int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
   const Class& f = classes_[for_cls];
+  int64_t most = busy && awake(for_cls) != 0 ? share() : 0;
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
     if (w.cls < 0 || w.actor || w.revoking || w.cls == static_cast<int32_t>(for_cls)) continue;
     const Class& c = classes_[static_cast<size_t>(w.cls)];
     if (busy ? now - w.granted_at < kStarvedNs : !w.idle || c.backlog) continue;
+    if (most != 0 && (c.job == f.job || cpus_of(c.job) <= most)) continue;
     bool helps = false;
     for (size_t i = 0; i < kResourcesMax; ++i) {
       bool freed = c.demand[i] > 0 && !(w.blocked && static_cast<int>(i) == limits_.cpu);
@@ -371,7 +402,7 @@ int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
 void SchedulerState::make_room(uint32_t cls, int64_t now) {
   Class& c = classes_[cls];
   if (!c.backlog) return;  // class 0 without work waits until something is free
-  if (awake(cls) != 0)
+  if (awake(cls) != 0 && !below_share(cls))
     c.unmet_since = -1;  // it wants more, but it is not starved
   else if (c.unmet_since < 0)
     c.unmet_since = now;

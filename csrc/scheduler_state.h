@@ -6,6 +6,7 @@
 //   charge    what a lease takes from the node; a blocked worker's charge is without its CPU
 //   line      actors that wait for resources; each gets a process of its own, with a lease for life
 //   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs
+//   share     of a job: the node's CPUs over the jobs that want some; a job below it gets from one above it
 //
 // No clock, no shared memory, no system call: local_scheduler.cpp feeds the events, calls decide(now) and
 // carries the actions out; tests/native/scheduler_state_test.cpp plays transcripts.
@@ -60,7 +61,7 @@ class SchedulerState {
   explicit SchedulerState(const Limits& limits);
 
   // ---- events --------------------------------------------------------------------------------
-  void class_seen(uint32_t cls, const Units& demand, uint32_t env);
+  void class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job = 0);
   void class_backlog(uint32_t cls, bool backlog) { classes_[cls].backlog = backlog; }
   // Its job is over: the number may come back as another class.
   void class_gone(uint32_t cls);
@@ -72,7 +73,7 @@ class SchedulerState {
   void worker_idle(uint32_t slot, bool idle, int64_t now);
   void lease_returned(uint32_t slot, int64_t now);
   // An actor joins the line, or leaves it.
-  void actor_wanted(uint32_t cls, const Units& demand, uint32_t env);
+  void actor_wanted(uint32_t cls, const Units& demand, uint32_t env, uint32_t job = 0);
   void actor_unwanted(uint32_t cls);
   // The worker in `slot` (starting) is this actor's; returns its GPUs as a bit mask.
   uint32_t actor_started(uint32_t slot, uint32_t cls, int64_t now);
@@ -106,7 +107,7 @@ class SchedulerState {
   struct Class {
     bool known = false, backlog = false, standing = false, waits = false;  // waits for resources or workers
     Units demand{};
-    uint32_t env = 0;
+    uint32_t env = 0, job = 0;
     uint32_t leases = 0;
     int64_t unmet_since = -1;
   };
@@ -130,6 +131,9 @@ class SchedulerState {
   void revoke(uint32_t slot);
   int free_worker(uint32_t env) const;
   int victim(uint32_t for_cls, bool busy, int64_t now) const;
+  int64_t share() const;
+  int64_t cpus_of(uint32_t job) const;
+  bool below_share(uint32_t cls) const;
   Units coming() const;
   uint32_t awake(uint32_t cls) const;  // leased and not blocked
   bool has_idle(uint32_t cls) const;

@@ -441,7 +441,8 @@ static_assert(sizeof(ActorDeath) == 88);
 
 // ---- jobs ---------------------------------------------------------------------------------------
 // A job is a driver and all that it started. Its number is never used again; its entry, number % kJobsKept, is,
-// when it is over. The node writes, others read it as information (see docs/internals/daemon.md).
+// when it is over. The node writes (of a private
+// node: its driver), others read it as information (see docs/internals/daemon.md).
 enum JobState : uint32_t {
   kJobNone = 0,
   kJobRunning = 1,   // its driver is attached
@@ -481,6 +482,7 @@ struct Header {
   std::atomic<uint32_t> functions_used;
   std::atomic<uint32_t> classes_used;
   std::atomic<uint32_t> queues_used;
+  std::atomic<uint32_t> queues_retired;  // a hint: queues of the dead that others of their class can use; may drift
   std::atomic<uint32_t> actors_used;     // entries ever used: scans stop here
   std::atomic<uint32_t> jobs_used;       // number of the last job
   std::atomic<uint32_t> chunks_used;

@@ -131,7 +131,10 @@ class AttachedNode:
     def preload(self, modules: list[str]) -> None:
         """Have these imported before workers are forked, when the daemon's interpreter is this one."""
         if modules and self.info().get("prefix") == sys.prefix:
-            self._control.send(control.preload_message(modules))
+            try:
+                self._control.send(control.preload_message(modules))
+            except OSError:
+                pass  # the daemon died: the next call says so
 
     def stop(self, quickly: bool = False, reads_on: bool = False) -> None:
         """Ends this process's job and prints what its tasks printed. With `reads_on` this process still has the

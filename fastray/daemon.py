@@ -99,6 +99,7 @@ def _read_line(connection: socket.socket) -> bytes:
 
 def main() -> None:
     """Becomes the daemon and runs until SIGTERM. Does not return."""
+    os.closerange(STARTER_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the starter's shell had open is not ours
     starter = socket.socket(fileno=STARTER_FD)
     starter.set_inheritable(False)
     path, lock = "", -1
@@ -119,12 +120,14 @@ def main() -> None:
     os._exit(0)
 
 
-def _answer(starter: socket.socket, answer: dict[str, object]) -> None:
-    try:
-        starter.sendall(json.dumps(answer).encode() + b"\n")
-    except OSError:
-        pass  # it did not wait
-    starter.close()
+def _answer(starter: socket.socket, answer: dict[str, object]) -> bool:
+    """False when the starter is gone."""
+    with starter:
+        try:
+            starter.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            return False
+    return True
 
 
 def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> None:
@@ -158,8 +161,8 @@ def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> 
         "started": time.time(),
     }
     _write_info(path, info)
-    _answer(starter, {"ready": info})
-    serve(loop)
+    if _answer(starter, {"ready": info}) or not settings["with_starter"]:
+        serve(loop)
 
 
 def _to_log(path: str) -> None:

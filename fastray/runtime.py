@@ -18,6 +18,7 @@ import _pickle as pickle  # without pickle.py, which costs 8 ms to import
 import atexit
 import os
 import sys
+import time
 
 from fastray._native.session import Attachment, create_segment
 from fastray.config import (
@@ -331,6 +332,7 @@ def _start(options: InitOptions, durable: DurablePath | None) -> Runtime:
     segment_fd = create_segment(store_bytes, totals, cpus, durable.logs.area_bytes if durable else 0)
     bell_fd = -1 if options.local_mode else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     attachment = Attachment(segment_fd, DRIVER, 1, bell_fd)
+    attachment.begin_private_job(options.namespace or "", " ".join(sys.argv), time.time_ns())
     if durable is not None:
         durable.logs.fill(attachment.durable_address())
     begin = _start_local if options.local_mode else _start_node

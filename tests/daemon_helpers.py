@@ -2,6 +2,7 @@
 
     Daemon    one daemon, started in this process's name; `stop` or `kill` ends it
     held      what attaching must give back: descriptors and processes of the daemon, slots and entries of its tables
+    idle      waits until nothing is held for any job
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ class Daemon:
         """As `fastray status --json` prints it."""
         return self.look(lambda attachment: node_state.status(attachment, self.info))
 
+    def memory(self):
+        """Bytes of memory it has, its own and shared."""
+        with open(f"/proc/{self.pid}/status") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
+
     def held(self):
         """Descriptors and children of the daemon; processes, classes, functions and bytes of its tables."""
 
@@ -93,3 +100,24 @@ class Daemon:
         with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
             found["children"] = len(file.read().split())
         return found
+
+
+def idle(daemon):
+    """Waits until nothing of any job is left; what the daemon holds then."""
+    def nothing():
+        held = daemon.held()
+        return held["processes"] == 2 and not held["actors"] and not held["functions"] and not held["children"]
+
+    assert eventually(nothing), daemon.held()
+    return daemon.held()
+
+
+def comes_back_to(daemon, before):
+    """Whether the daemon holds again what it held, but for what its jobs share: names of methods."""
+
+    def again():
+        now = daemon.held()
+        return now["bytes"] < 100_000 and {**now, "bytes": 0} == {**before, "bytes": 0}
+
+    assert eventually(again), (before, daemon.held())
+    return True

@@ -4,7 +4,7 @@
 `Attachment` is made by `fastray.runtime` (driver) or `fastray.worker`, once per session, and handed to what
 needs it; `activate` also makes it the one that the fast paths of this package use.
 """
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strncpy
 from libcpp.string cimport string
 
@@ -31,6 +31,7 @@ from fastray._native.cpp cimport (
     kClassesMax,
     kEntryUsed,
     kFunctionsMax,
+    kJobRunning,
     kJobsKept,
     kMagic,
     kPromise,
@@ -261,6 +262,19 @@ cdef class Attachment:
     def own_gpus(self):
         """Bit mask of the GPU indices leased to this process."""
         return self.process.self().gpus
+
+    def begin_private_job(self, str name_space, str entrypoint, int64_t start_ns):
+        """The driver of a private node says what its job is; a daemon's node does it for its drivers."""
+        cdef Job* job = &self.segment.job(self.job)
+        cdef bytes space = name_space.encode("utf-8", "replace")[:63], entry = entrypoint.encode("utf-8", "replace")[:159]
+        job.number = self.job
+        job.pid = self.pid
+        job.slot = self.process.slot()
+        job.start_ns = start_ns
+        memcpy(job.name_space, <const char*>space, len(space))
+        memcpy(job.entrypoint, <const char*>entry, len(entry))
+        job.state.store(kJobRunning)
+        self.segment.header().jobs_used.store(self.job)
 
     def jobs(self):
         """(number, state, pid of the driver, start, end in ns of wall clock or 0, namespace, entry point) of each job

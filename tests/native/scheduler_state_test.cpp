@@ -32,6 +32,7 @@ struct Play {
       : state({units({{kCpu, cpus}, {kGpu, gpus}, {kMemory, 100}}), cpus, kCpu, kGpu}) {
     state.class_seen(0, units({{kCpu, 1}}), 0);
   }
+  explicit Play(const SchedulerState::Limits& limits) : state(limits) { state.class_seen(0, units({{kCpu, 1}}), 0); }
 
   std::string at(int64_t ms) {
     now = ms * SchedulerState::kMs;
@@ -117,6 +118,63 @@ void a_blocked_worker_gives_its_cpu_to_another() {
   EXPECT(p.at(72), "");
   EXPECT(p.at(10069), "");
   EXPECT(p.at(10070), "exit 4");
+}
+
+// Two jobs on four CPUs, both with more work than there are workers.
+void jobs_come_to_equal_shares() {
+  SchedulerState::Limits limits{units({{kCpu, 4}}), 4, kCpu, -1};
+  limits.prestart = false;
+  Play p(limits);
+  EXPECT(p.at(0), "stand 0");
+  p.state.class_seen(1, units({{kCpu, 1}}), 11, 1);
+  p.state.class_backlog(1, true);
+  for (int64_t ms = 1; ms <= 8; ++ms) {
+    p.at(ms);
+    for (uint32_t s = 2; s < p.next_slot; ++s)
+      if (!p.state.is_leased(s)) p.attach(s);
+  }
+  CHECK(p.state.leases(1) == 4);
+  p.state.class_seen(2, units({{kCpu, 1}}), 22, 2);
+  p.state.class_backlog(2, true);
+  for (int64_t ms = 10; ms < 200; ++ms) {
+    std::string said = p.at(ms);
+    for (uint32_t s = 2; s < p.next_slot; ++s) {
+      if (said.find("revoke " + std::to_string(s)) != std::string::npos) p.give_back(s);
+      if (p.state.class_of_worker(s) < 0) p.attach(s);
+    }
+    if (ms > 100) EXPECT(said, "");
+  }
+  CHECK(p.state.leases(1) == 2 && p.state.leases(2) == 2);
+  p.state.class_backlog(1, false);  // the other has no use for its half any more
+  for (uint32_t s = 2; s < p.next_slot; ++s)
+    if (p.state.class_of_worker(s) == 1) p.give_back(s);
+  for (int64_t ms = 200; ms < 240; ++ms) {
+    p.at(ms);
+    for (uint32_t s = 2; s < p.next_slot; ++s)
+      if (p.state.class_of_worker(s) < 0) p.attach(s);
+  }
+  CHECK(p.state.leases(2) == 4);
+}
+
+// Its number comes back as a class of another job, with nothing of the first left.
+void a_class_that_is_gone_may_be_another() {
+  SchedulerState::Limits limits{units({{kCpu, 1}}), 1, kCpu, -1};
+  limits.prestart = false;
+  Play p(limits);
+  p.state.class_seen(1, units({{kCpu, 1}}), 11, 1);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(0), "fork 2 env 11, stand 0");
+  p.attach(2);
+  EXPECT(p.at(1), "grant 1 to 2");
+  p.state.class_gone(1);  // refused: it has a lease
+  CHECK(p.state.knows_class(1));
+  p.state.worker_died(2);
+  p.state.class_gone(1);
+  CHECK(!p.state.knows_class(1) && !p.state.has_backlog());
+  EXPECT(p.at(2), "");
+  p.state.class_seen(1, units({{kCpu, 0.5}}), 22, 2);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(3), "fork 3 env 22");
 }
 
 void another_class_takes_the_cpu_of_an_idle_worker() {
@@ -257,6 +315,8 @@ int main() {
   a_node_starts_with_one_worker_for_each_cpu();
   a_dead_worker_is_replaced();
   a_blocked_worker_gives_its_cpu_to_another();
+  jobs_come_to_equal_shares();
+  a_class_that_is_gone_may_be_another();
   another_class_takes_the_cpu_of_an_idle_worker();
   a_busy_class_starves_no_other();
   what_can_never_run_holds_up_nobody();
