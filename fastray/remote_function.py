@@ -161,9 +161,7 @@ class RemoteFunction(TaskFunction):
         from fastray.recovery.cache import CachedFunction
 
         environment = runtime.environment_of(self._options)
-        self._cache = CachedFunction(
-            self._function, self.__name__, self._options, dict(environment) if environment else None
-        )
+        self._cache = CachedFunction(self._function, self.__name__, self._options, environment)
         self._exported(0, 0, self._cache.returns, False, 0)
 
     def _cached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,8 +175,7 @@ class RemoteFunction(TaskFunction):
             return ()
         from fastray.recovery.durable import function_digest
 
-        environment = runtime.environment_of(self._options)
-        return None, function_digest(self._function, self._options, dict(environment) if environment else None)
+        return None, function_digest(self._function, self._options, runtime.environment_of(self._options))
 
 
 def code_flags(function: object) -> int:
