@@ -67,7 +67,7 @@ def fused_map(function: RemoteFunction, iterable: Iterable[Any], timeout: float 
     fused = RemoteFunction(FusedCall(function.__wrapped__, function.__name__), options)
     workers = int(api.cluster_resources().get("CPU", 1))
     deadline = None if timeout is None else time.monotonic() + timeout
-    if current_runtime().is_durable:
+    if current_runtime().is_durable or options.cache is not None:
         return _single(RemoteFunction(function.__wrapped__, options), items, deadline)
     most = 1 if function._options.timeout_s else ITEMS_MAX  # the limit is that of a call
     return _results(fused, items, max(2, workers * TASKS_PER_WORKER), most, deadline)
@@ -99,7 +99,7 @@ def _results(
 def _single(
     function: RemoteFunction, items: Iterator[Any], deadline: float | None
 ) -> Iterator[Any]:
-    """In a durable session: a task for each item, so that it is found again by its content."""
+    """In a durable session, or with a cache: a task for each item, so that it is found again by its content."""
     in_flight = deque(function.remote(item) for _, item in zip(range(SINGLE_WINDOW), items))
     while in_flight:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

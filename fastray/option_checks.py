@@ -5,6 +5,8 @@ Each takes the option's name and the value given. Called by options.py and actor
 
 from __future__ import annotations
 
+import os
+
 from fastray.exceptions import InvalidOptionError, OptionTypeError
 
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ RETURNS_MAX = 65_535
 SMALLEST = 1 / UNITS
 AMOUNT_MAX = 2**63 // UNITS
 LABEL_MAX = 63
+CACHE_BYTES = 4 << 30  # of a cache that names no limit
 SECONDS_MAX = 4_000_000  # milliseconds of a limit have 32 bits
 
 
@@ -133,6 +136,21 @@ def check_flag(option: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise type_error(option, value, "a bool")
     return value
+
+
+def check_cache(option: str, value: object) -> tuple[str | None, int] | None:
+    if isinstance(value, bool):
+        return (None, CACHE_BYTES) if value else None
+    if not isinstance(value, dict):
+        raise type_error(option, value, "a bool, or a dict with max_bytes and path")
+    unknown = sorted(str(name) for name in value if name not in ("max_bytes", "path"))
+    if unknown:
+        raise InvalidOptionError(f"{option} knows max_bytes and path, not {', '.join(unknown)}", option=option)
+    path = value.get("path")
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise type_error(f"{option}['path']", path, "the path of a directory")
+    max_bytes = check_integer(1)(f"{option}['max_bytes']", value.get("max_bytes", CACHE_BYTES))
+    return None if path is None else os.path.abspath(os.path.expanduser(os.fsdecode(path))), max_bytes
 
 
 def check_anything(option: str, value: object) -> object:

@@ -22,6 +22,7 @@ from fastray.option_checks import (
     check_amount,
     check_anything,
     check_backpressure,
+    check_cache,
     check_flag,
     check_gpus,
     check_integer,
@@ -56,6 +57,7 @@ DEFAULTS: dict[str, object] = {
     "retry_exceptions": False,
     "max_calls": 0,
     "timeout_s": None,
+    "cache": None,
     "name": None,
     "runtime_env": None,
     "scheduling_strategy": None,
@@ -87,6 +89,7 @@ class TaskOptions:
     retry_exceptions: bool | tuple[type[Exception], ...]
     max_calls: int
     timeout_s: float | None
+    cache: tuple[str | None, int] | None  # directory (None: the default one), bytes at most
     name: str | None
     runtime_env: RuntimeEnv | None
     scheduling_strategy: object
@@ -161,6 +164,7 @@ class TaskOptions:
                 self.retry_exceptions,
                 self.max_calls,
                 self.timeout_s,
+                self.cache,
                 self.name,
                 self.generator_backpressure_num_objects,
                 self.num_objects_per_yield,
@@ -193,6 +197,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "retry_exceptions": check_retry_exceptions,
     "max_calls": check_integer(0),
     "timeout_s": check_seconds,
+    "cache": check_cache,
     "name": check_string,
     "runtime_env": check_runtime_env,
     "scheduling_strategy": check_strategy,

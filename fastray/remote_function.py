@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastray._native.object_ref import ObjectRef
+    from fastray.recovery.cache import CachedFunction
     from fastray.runtime import Runtime
 
 NEVER = 1 << 30
@@ -53,6 +54,8 @@ class RemoteFunction(TaskFunction):
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
         self._takes(*positional_arguments(function))
+        self.cached = options.cache is not None
+        self._cache: CachedFunction | None = None
 
     def __call__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(
@@ -127,6 +130,9 @@ class RemoteFunction(TaskFunction):
 
         runtime = current_runtime()
         options = self._options
+        if options.cache is not None:
+            self._export_cached(runtime)
+            return
         returns = options.returns(bool(code_flags(self._function) & CO_GENERATOR), self.__qualname__)
         streaming = returns == STREAMING
         cls = runtime.scheduling_class(options)
@@ -151,14 +157,25 @@ class RemoteFunction(TaskFunction):
         self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
 
 
+    def _export_cached(self, runtime: Runtime) -> None:
+        from fastray.recovery.cache import CachedFunction
+
+        environment = runtime.environment_of(self._options)
+        self._cache = CachedFunction(self._function, self.__name__, self._options, environment)
+        self._exported(0, 0, self._cache.returns, False, 0)
+
+    def _cached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submits a call that may be answered from the cache."""
+        assert self._cache is not None  # _export made it
+        return self._cache.submit(args, kwargs)
+
     def _durable_parts(self, runtime: Runtime) -> tuple[object, ...]:
         """In a durable session: no concurrency group, and what stands for this function in its tasks' keys."""
         if not runtime.is_durable:
             return ()
         from fastray.recovery.durable import function_digest
 
-        environment = runtime.environment_of(self._options)
-        return None, function_digest(self._function, self._options, dict(environment) if environment else None)
+        return None, function_digest(self._function, self._options, runtime.environment_of(self._options))
 
 
 def code_flags(function: object) -> int:

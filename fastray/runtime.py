@@ -164,7 +164,12 @@ class Runtime:
         """All tasks and actors from here carry `job`: what their workers have to have in common with this driver."""
         self._job_environment = RuntimeEnv(_validate=False, **{**(self._job_environment or {}), JOB: job})
 
-    def environment_of(self, options: TaskOptions | ActorOptions) -> RuntimeEnv | None:
+    def environment_of(self, options: TaskOptions) -> dict[str, object] | None:
+        """What users gave as the runtime_env of a task: a part of what its result depends on."""
+        environment = self._merged_environment(options)
+        return environment.to_dict() or None if environment else None
+
+    def _merged_environment(self, options: TaskOptions | ActorOptions) -> RuntimeEnv | None:
         """The runtime_env of the options over that of the job (in a task: of its parent)."""
         environment = options.runtime_env
         if self._job_environment:
@@ -173,7 +178,7 @@ class Runtime:
 
     def _environment(self, options: TaskOptions | ActorOptions) -> int:
         """Function-table index of that runtime_env."""
-        environment = self.environment_of(options)
+        environment = self._merged_environment(options)
         if not environment:
             return 0
         blob = pickle.dumps(dict(environment))

@@ -5,6 +5,7 @@ The worker's loop calls `recall` before a task and `keep_result` or `keep_return
 `session.durable` is set; keys, index and log are C++ (csrc/durable.h). `Logs` is the driver's side, used by
 fastray/recovery/durable.py.
 """
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.string cimport string
@@ -91,7 +92,7 @@ cdef Key arguments_key(Handle h, Record* r):
     try:
         dependencies = [f"dependency {i}" for i in range(view.header.dependencies)]
         call = loads_call(codec, dependencies, payload_references(view.header), payload_buffers(h, view.header))
-        return key_of(digest_of(call))
+        return key_of(digest_of(call, opaque=False))
     except Exception:
         return key
 
@@ -349,9 +350,17 @@ cdef int check(const string& problem) except -1:
     return 0
 
 
-def content_key(bytes data):
-    """16 bytes that stand for `data`."""
-    cdef Key seed
-    seed.lo = seed.hi = 0
-    cdef Key key = absorb(seed, <const char*>data, len(data))
+def content_key(data):
+    """16 bytes that stand for the bytes of a buffer (C-contiguous)."""
+    cdef Py_buffer view
+    cdef Key key
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if view.len < LONG_BYTES:
+            key = absorb(key, view.buf, view.len)
+        else:
+            with nogil:
+                key = absorb(key, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
     return key.lo.to_bytes(8, "little") + key.hi.to_bytes(8, "little")

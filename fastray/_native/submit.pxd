@@ -9,6 +9,7 @@ cdef class TaskFunction:
     cdef uint16_t returns    # number of return values
     cdef bint streaming
     cdef bint plain          # one return value, nothing to count: the fast path takes it
+    cdef public bint cached  # calls may be answered from a cache: _cached(args, kwargs) submits them
     cdef public bint counted # calls are counted: _admit() before, _submitted(result) after
     cdef uint32_t ahead_max  # stream: items made but not taken, at most
     cdef int args_min, args_max  # positional arguments a call without keywords may have; args_max -1: any number

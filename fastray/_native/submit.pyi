@@ -3,6 +3,7 @@ from typing import Any
 from fastray._native.object_ref import ObjectRef
 
 class TaskFunction:
+    cached: bool
     counted: bool
     def remote(self, *args: Any, **kwargs: Any) -> Any: ...
     def _takes(self, args_min: int, args_max: int) -> None: ...

@@ -114,7 +114,7 @@ cdef class TaskFunction:
         self.cls = cls
         self.returns = returns
         self.streaming = streaming
-        self.plain = returns == 1 and not streaming and not self.counted
+        self.plain = returns == 1 and not streaming and not self.counted and not self.cached
         self.ahead_max = ahead_max
         self.epoch = session.epoch
 
@@ -186,12 +186,22 @@ cdef inline PyObject* new_reference(object o):
 # ---- the general case --------------------------------------------------------------------------------
 
 cdef object submit_generic(TaskFunction f, PyObject** args, Py_ssize_t nargs, PyObject* kwnames):
+    if f.cached:
+        return f._cached(*call_of(args, nargs, kwnames))
     if f.counted:
         f._admit()
     result = submit_record(f, args, nargs, kwnames)
     if f.counted:
         f._submitted(result)
     return result
+
+
+cdef tuple call_of(PyObject** args, Py_ssize_t nargs, PyObject* kwnames):
+    """(args, kwargs) of a call."""
+    cdef Py_ssize_t i
+    cdef tuple names = <tuple>kwnames if kwnames != NULL else ()
+    return (tuple([<object>args[i] for i in range(nargs)]),
+            {names[i]: <object>args[nargs + i] for i in range(len(names))})
 
 
 cdef object submit_record(TaskFunction f, PyObject** args, Py_ssize_t nargs, PyObject* kwnames):

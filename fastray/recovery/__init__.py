@@ -2,6 +2,8 @@
 
     lineage.py        lineage as a pure graph: which tasks have to run again for a result, and what is missing
     durable.py        `init(durable=PATH)`: the path with the logs of earlier sessions, its lock and header
+    cache.py          `@remote(cache=True)`: results by content, across programs
+    commands.py       `fastray durable`
     code_digest.py    what a function is, as 16 bytes that are the same in every run of a program
 
 The paper's section 4.2.3. What happens at a death is in csrc/reaper.h; the node core recovers lost results by

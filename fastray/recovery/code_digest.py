@@ -27,6 +27,7 @@ import types
 from _blake2 import blake2b
 
 from fastray._native import pickling
+from fastray._native.durable import content_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,9 +49,17 @@ _CLASS_NOISE = frozenset(
 _FUNCTION_NOISE = frozenset(["__doc__", "__annotations__"])
 
 
-def digest_of(value: object) -> bytes:
-    """16 bytes that stand for `value`: equal for equal content, in this run and in others."""
-    walk = _Walk()
+class NotDigestible(TypeError):
+    """A value holds something of which it cannot be said what it is."""
+
+
+def digest_of(value: object, *, references: bool = True, opaque: bool = True) -> bytes:
+    """16 bytes that stand for `value`: equal for equal content, in this run and in others.
+
+    Raises NotDigestible for ObjectRefs and actor handles unless `references` (then they count as such, whatever they
+    refer to), and for what cannot be pickled unless `opaque` (then it counts by its type).
+    """
+    walk = _Walk(references, opaque)
     walk.add(value, 0)
     return walk.hash.digest()
 
@@ -70,7 +79,8 @@ def is_library(module_name: object) -> bool:
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, references: bool, opaque: bool) -> None:
+        self._references, self._opaque = references, opaque
         self.hash = blake2b(digest_size=DIGEST_BYTES)
         self._seen: dict[int, int] = {}
         self._kept: list[object] = []  # or another object could get the id of one that is gone
@@ -90,7 +100,8 @@ class _Walk:
         elif kind is tuple:
             self._items("tuple", value, depth)
         elif kind in (set, frozenset):
-            self.put(kind.__name__, b"".join(sorted(digest_of(item) for item in value)))
+            digests = [digest_of(item, references=self._references, opaque=self._opaque) for item in value]
+            self.put(kind.__name__, b"".join(sorted(digests)))
         elif depth > DEPTH_MAX:
             self.put("deep", pickling.dumps_by_value(value))
         elif not self._again(value):
@@ -134,8 +145,13 @@ class _Walk:
             self._add_cell(value, depth)
         elif kind.__module__ == "fastray.remote_function" and kind.__name__ == "RemoteFunction":
             self._items("remote", (value.__wrapped__, value._options.num_returns), depth)
-        elif kind.__name__ == "ObjectRef":
+        elif kind.__name__ in ("ObjectRef", "ActorHandle") and kind.__module__.startswith("fastray."):
+            if not self._references:
+                raise NotDigestible(f"an {kind.__name__}")
             self.put("ref")  # what it refers to is part of the task's key, see durable.h
+        elif kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in "biufcSU":
+            self.put("array", f"{value.dtype.str} {value.shape}".encode())
+            self.put("content", content_key(value if value.flags.c_contiguous else value.copy()))
         else:
             self._add_instance(value, kind, depth)
 
@@ -215,6 +231,8 @@ class _Walk:
         try:
             data = pickling.dumps_by_value(value)
         except Exception:  # a lock, a socket, a generator
+            if not self._opaque:
+                raise NotDigestible(f"a {type(value).__name__}") from None
             data = b""
         self.put("opaque", data)
 
@@ -230,20 +248,24 @@ def _names_of(code: types.CodeType) -> set[str]:
 # ---- classes pickled by value ----------------------------------------------------------------------------
 
 
+STABLE = "fastray-"  # how ids begin that are not cloudpickle's random ones
+
+
 def name_class(cls: type) -> None:
     """Gives a class that cloudpickle writes by value (one of `__main__`) an id that is the same in every run.
 
-    cloudpickle draws it at random, so that a result of another session would come back with a class of its own.
-    A class that has an id keeps it. Two classes of the same content are told apart by the order of their naming.
+    cloudpickle draws it at random, so that a result of another session would come back with a class of its own. What
+    was pickled under the random id is found under that too. Two classes of the same content are told apart by the
+    order of their naming.
     """
     from cloudpickle import cloudpickle as tracker
 
     by_class, by_id = tracker._DYNAMIC_CLASS_TRACKER_BY_CLASS, tracker._DYNAMIC_CLASS_TRACKER_BY_ID
-    if cls in by_class or tracker._should_pickle_by_reference(cls):
+    if by_class.get(cls, "").startswith(STABLE) or tracker._should_pickle_by_reference(cls):
         return
     name = digest_of(cls)
     with tracker._DYNAMIC_CLASS_TRACKER_LOCK:
-        while name.hex() in by_id:
+        while by_id.get(STABLE + name.hex(), cls) is not cls:
             name = blake2b(name, digest_size=DIGEST_BYTES).digest()
-        by_class[cls] = name.hex()
-        by_id[name.hex()] = cls
+        by_class[cls] = STABLE + name.hex()
+        by_id[STABLE + name.hex()] = cls
