@@ -37,12 +37,10 @@ inline constexpr uint32_t kChunksMax = kRecordsMax / kChunkRecords;
 inline constexpr uint32_t kFunctionsMax = 1u << 18;  // function variants (function + options)
 inline constexpr uint32_t kQueuesMax = 1u << 17;     // task queues: one per (producer, class) in use
 inline constexpr uint32_t kLedgerEntries = 1u << 20; // borrowed references of one process
-inline constexpr uint32_t kResourcesMax = 16;        // kinds of resources of a node
-inline constexpr uint32_t kGpusMax = 32;
+inline constexpr uint32_t kResourcesMax = 16, kGpusMax = 32;  // kinds of resources, GPUs of a node
 inline constexpr uint32_t kLineageTasksMax = 1u << 20;  // finished tasks of a process that keep arguments in memory
 inline constexpr uint64_t kLineageFileBytesMax = uint64_t{1} << 30;  // and on disk: see process_filed.cpp
-inline constexpr size_t kInlineArgs = 32;
-inline constexpr size_t kInlineResult = 48;
+inline constexpr size_t kInlineArgs = 32, kInlineResult = 48;  // bytes in the record itself
 inline constexpr size_t kInheritedBytes = 32;        // a nested task of a durable session (durable.h)
 inline constexpr size_t kCacheLine = 64;
 

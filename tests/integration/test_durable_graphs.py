@@ -134,8 +134,10 @@ def test_a_result_serves_one_task_only(session, runs, tmp_path):
     @fastray.remote(max_retries=0)
     def sample(allowed):
         value = fastray.get(draw.remote())
-        note(runs)
-        if len(tally(runs)) > int(Path(allowed).read_text()):
+        with open(runs, "ab", buffering=0) as file:  # one write: its end says which run this is
+            file.write(b"x\n")
+            number = file.tell() // 2
+        if number > int(Path(allowed).read_text()):
             raise RuntimeError("not yet")
         return value
 
