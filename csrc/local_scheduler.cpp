@@ -108,6 +108,7 @@ void LocalScheduler::step(int64_t now) {
   wake_stuck();
   if (now >= sweep_at_) {
     if (reaper_->has_adopted()) reaper_->sweep();
+    process_.allocator().collect();  // results of dead workers, dropped since: they are in arenas of ours
     process_.sweep_logs();
     retire_jobs();
     sweep_at_ = now + kSweepNs;

@@ -212,10 +212,7 @@ void LocalScheduler::bury(uint32_t a, const std::string& death) {
   Handle h = actor.creation.load(std::memory_order_acquire);
   process_.seal_creation(h, kFailed);
   stand_for_dead(a);
-  // its log and checkpoint; then whoever owns the creation may free it
-  actor.log_start.store(actor.log_end.load(std::memory_order_relaxed), std::memory_order_release);
-  actor.checkpoint.store(0, std::memory_order_release);
-  process_.sweep_logs();
+  // Log and checkpoint stay for replay() until the creation is freed, which its owner may do now.
   uint32_t owner = std::atomic_ref<uint16_t>(segment_.record(h).owner).load(std::memory_order_acquire);
   if (h == 0 || owner >= kProcsMax) return;
   segment_.proc(owner).release_epoch.fetch_add(1, std::memory_order_seq_cst);

@@ -319,6 +319,8 @@ class Process {
   void drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it);
   void sweep_zombies(size_t most);
   void let_go(Record& r, const Handle* handles, uint32_t n);
+  void keep_failed(Handle h, const Handle* handles, uint32_t n);
+  void forget_failed(bool large, size_t most);
   bool keep_lineage(Handle h, const Handle* handles, uint32_t deps, uint32_t refs);
   void forget_dependent(Handle task, const Handle* handles, uint32_t n);
   void only_lineage_may_hold(Handle h);
@@ -387,6 +389,7 @@ class Process {
   std::vector<uint32_t> my_chunks_;
   std::vector<Handle> zombies_;  // dropped before they were done; a ring, see sweep_zombies
   size_t zombie_at_ = 0;
+  std::deque<Handle> failed_[2];  // the last that failed, with small arguments and with large ones: for replay()
   std::deque<Handle> kept_;      // finished ones among them that keep their arguments
   std::unordered_map<Handle, Filed> filed_;
   std::unique_ptr<LineageFile> file_;

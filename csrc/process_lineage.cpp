@@ -23,6 +23,8 @@ namespace {
 constexpr uint64_t kWakeBytes = 1 << 20;  // giving back this much of another's memory is worth waking it for
 constexpr size_t kChainNamesMax = 16;     // in the message of an error
 constexpr uint32_t kNoStage = 0xFFF;
+constexpr size_t kFailedTasksMax = 4096;      // failed tasks that keep small arguments
+constexpr size_t kFailedLargeMax = 16;        // and large ones, with their data
 
 }  // namespace
 
@@ -48,7 +50,9 @@ void Process::sweep_lineage(size_t most) {
     }
     const Handle* handles = argument_handles(segment_, r, &deps, &refs);
     bool failed = state_of(w) == kFailed;
-    if (!failed && keep_lineage(h, handles, deps, refs))
+    if (failed)
+      keep_failed(h, handles, deps + refs);
+    else if (keep_lineage(h, handles, deps, refs))
       kept_.push_back(h);
     else
       let_go(r, handles, deps + refs);
@@ -60,6 +64,34 @@ void Process::let_go(Record& r, const Handle* handles, uint32_t n) {
   std::vector<Handle> dropped(handles, handles + n);
   r.state.fetch_and(~uint64_t{kFlagRefs}, std::memory_order_acq_rel);
   for (Handle d : dropped) drop_generic(d);
+}
+
+// A failed task keeps its arguments for replay(), with their data, until others failed: all of them together keep at
+// most an eighth of the store. It keeps no actor alive and no task that may still be dropped.
+void Process::keep_failed(Handle h, const Handle* handles, uint32_t n) {
+  uint64_t bytes = 0, most = segment_.header().object_store_bytes / (8 * kFailedLargeMax);
+  for (uint32_t i = 0; i < n; ++i) {
+    const Record& a = segment_.record(handles[i]);
+    uint64_t w = a.state.load(std::memory_order_acquire);
+    if (is_sealed(w) && (w & kFlagResultHeap)) bytes += ObjectAllocator::usable_bytes(segment_, a.result_heap.offset);
+    if (!is_settled(w) || a.kind == kActor || bytes > most) return let_go(segment_.record(h), handles, n);
+  }
+  bool large = bytes != 0;
+  failed_[large].push_back(h);
+  forget_failed(large, large ? kFailedLargeMax : kFailedTasksMax);
+}
+
+void Process::forget_failed(bool large, size_t most) {
+  while (failed_[large].size() > most) {
+    Handle h = failed_[large].front();
+    failed_[large].pop_front();
+    Record& r = segment_.record(h);
+    uint64_t w = r.state.load(std::memory_order_acquire);
+    if (word_gen(w) != gen_of(h) || r.owner != slot_ || !(w & kFlagRefs) || state_of(w) != kFailed) continue;
+    uint32_t deps, refs;
+    const Handle* handles = argument_handles(segment_, r, &deps, &refs);
+    let_go(r, handles, deps + refs);
+  }
 }
 
 // False: one of the arguments cannot be kept without keeping its data, or without keeping an actor alive.

@@ -378,7 +378,10 @@ Offset Process::make_payload(const PayloadShape& s, Handle for_record, PayloadVi
   Offset offset = allocator_.allocate(total, for_record);
   if (offset == 0) {
     // not in the middle of a cancel: sweeping may return records, and that uses Proc::acting too
-    if (self_->acting.load(std::memory_order_relaxed) == 0) sweep();
+    if (self_->acting.load(std::memory_order_relaxed) == 0) {
+      forget_failed(true, 0);
+      sweep();
+    }
     allocator_.collect();
     offset = allocator_.allocate(total, for_record);
     if (offset == 0) return 0;

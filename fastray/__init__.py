@@ -30,6 +30,7 @@ from fastray.api import (
     method,
     nodes,
     remote,
+    replay,
     shutdown,
 )
 from fastray.runtime_context import get_runtime_context
@@ -58,6 +59,7 @@ __all__ = [
     "nodes",
     "put",
     "remote",
+    "replay",
     "shutdown",
     "wait",
 ]

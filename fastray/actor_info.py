@@ -225,6 +225,8 @@ class ActorTables:
         flags = (FLAG_RETRY_EXCEPTIONS if retry_on else 0) | (FLAG_STREAMING if streaming else 0)
         flags |= FLAG_READ_ONLY if options.read_only else 0
         shown = options.name or f"{info.name}.{name}"
-        blob = pickle.dumps((method_pickle(name), [], retry_on, shown, options.concurrency_group), protocol=5)
+        blob = pickle.dumps(
+            (method_pickle(name), [], retry_on, shown, options.concurrency_group, (0, 0), options.seed), protocol=5
+        )
         index = self._register(blob, shown, flags, retries, returns, to_milliseconds(options.timeout_s))
         return index, returns, streaming, max(0, options.generator_backpressure_num_objects)

@@ -24,6 +24,7 @@ from fastray.option_checks import (
     check_retry_exceptions,
     check_runtime_env,
     check_seconds,
+    check_seed,
     check_strategy,
     check_string,
     type_error,
@@ -147,6 +148,7 @@ _METHOD_DEFAULTS: dict[str, object] = {
     "num_returns": None,  # 1, or "streaming" for a generator
     "max_task_retries": None,  # the actor's
     "timeout_s": None,
+    "seed": None,
     "retry_exceptions": False,
     "concurrency_group": None,
     "name": None,
@@ -165,6 +167,7 @@ class MethodOptions:
     num_returns: int | str | None
     max_task_retries: int | None
     timeout_s: float | None
+    seed: bool | int | None
     retry_exceptions: bool | tuple[type[Exception], ...]
     concurrency_group: str | None
     name: str | None
@@ -194,7 +197,7 @@ class MethodOptions:
 
     def key(self) -> tuple[object, ...]:
         """Hashable; equal for options that are the same in everything."""
-        return tuple(getattr(self, name) for name in _METHOD_FIELDS)
+        return (*[getattr(self, name) for name in _METHOD_FIELDS], type(self.seed))  # 1 is not True
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MethodOptions) and self.key() == other.key()
@@ -271,6 +274,7 @@ _METHOD_CHECKS: dict[str, Callable[[str, object], object]] = {
     "num_returns": check_num_returns,
     "max_task_retries": check_integer(-1),
     "timeout_s": check_seconds,
+    "seed": check_seed,
     "retry_exceptions": check_retry_exceptions,
     "concurrency_group": check_string,
     "name": check_string,
@@ -282,6 +286,7 @@ _OF_TASKS = {
     "max_retries": "max_restarts (of the actor) or max_task_retries (of its calls)",
     "num_returns": "@method(num_returns=...) or actor.method.options(num_returns=...)",
     "retry_exceptions": "@method(retry_exceptions=...)",
+    "seed": "@method(seed=...)",
     "timeout_s": "@method(timeout_s=...) or actor.method.options(timeout_s=...)",
     "concurrency_group": "@method(concurrency_group=...)",
 }

@@ -21,11 +21,12 @@ from fastray._native import worker as native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from fastray.actor import ActorHandle
     from fastray.actor_info import ActorInfo
+    from fastray.exceptions import TaskError
 
 END_INIT_FAILED, END_EXITED, END_HANDLES_GONE = 2, 4, 5  # ActorEnd
 LOG_ROOM_MIN = 8  # so many calls before the log is full there must be a checkpoint
@@ -33,6 +34,7 @@ CHECKPOINTS = 4  # ActorFlag
 
 _instance: Any = None
 _local: dict[int, Any] = {}  # local mode: instances by actor index
+replayed: Any = None  # recovery/replay.py: methods that are loaded now are those of this copy
 
 
 class ActorExit(BaseException):
@@ -60,12 +62,13 @@ def bound_method(name: str) -> Callable[..., Any]:
     from fastray.actor_info import SPECIAL
     from fastray.runtime import current_runtime
 
-    if current_runtime().is_local:
+    if replayed is None and current_runtime().is_local:
         return _LocalMethod(name)
-    found = getattr(_instance, name, None)
+    instance = _instance if replayed is None else replayed
+    found = getattr(instance, name, None)
     if found is None and name in SPECIAL:
-        return _special(SPECIAL[name], _instance)
-    return getattr(_instance, name)  # type: ignore[no-any-return]  # raises AttributeError for one that went
+        return _special(SPECIAL[name], instance)
+    return getattr(instance, name)  # type: ignore[no-any-return]  # raises AttributeError for one that went
 
 
 def _special(name: str, instance: Any) -> Callable[..., Any]:
@@ -263,10 +266,12 @@ class _LocalMethod:
         from fastray.actor_info import SPECIAL
 
         instance = _local.get(native.current_actor_index())
-        if instance is None:
+        if instance is None or isinstance(instance, _Unborn):
             from fastray.exceptions import ActorDiedError
 
-            raise ActorDiedError(error_msg="The actor is dead (local mode).")
+            if instance is None:
+                raise ActorDiedError(error_msg="The actor is dead (local mode).")
+            raise ActorDiedError(instance.cause)
         found = getattr(instance, self._name, None)
         if found is None and self._name in SPECIAL:
             found = _special(SPECIAL[self._name], instance)
@@ -275,15 +280,45 @@ class _LocalMethod:
             import asyncio
 
             return asyncio.run(value)
-        return value
+        return _items(value) if inspect.isasyncgen(value) else value
+
+
+def _items(stream: Any) -> Iterator[Any]:
+    """An async generator's items, one by one."""
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                item = loop.run_until_complete(stream.__anext__())
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        loop.run_until_complete(stream.aclose())
+        loop.close()
+
+
+class _Unborn:
+    """In place of the instance: the constructor raised."""
+
+    def __init__(self, cause: TaskError) -> None:
+        self.cause = cause
 
 
 def construct_here(handle: ActorHandle) -> None:
-    """Local mode: the constructor runs now, in this process."""
+    """Local mode: the constructor runs now, in this process. What it raises, every call says."""
     from fastray._native import actors
 
     index = actors.actor_index(handle._fastray_ref)
-    _local[index] = native_actor.construct_local(index)
+    try:
+        _local[index] = native_actor.construct_local(index)
+    except Exception as error:
+        from fastray.exceptions import TaskError
+
+        actors.release_name(handle._fastray_ref)
+        _local[index] = _Unborn(TaskError.from_exception(error, f"{handle._fastray_info.name}.__init__"))
 
 
 def end_here(handle: ActorHandle) -> None:
@@ -291,10 +326,13 @@ def end_here(handle: ActorHandle) -> None:
     from fastray._native import actors
 
     _local.pop(actors.actor_index(handle._fastray_ref), None)
+    actors.release_name(handle._fastray_ref)
 
 
 def _local_exit() -> NoReturn:
+    from fastray._native import actors
     from fastray.exceptions import ActorDiedError
 
     _local.pop(native.current_actor_index(), None)
+    actors.release_name_of(native.current_actor_index())
     raise ActorDiedError(error_msg="The actor left by exit_actor() (local mode).")

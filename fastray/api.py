@@ -176,6 +176,16 @@ def method(*args: Any, **options: Any) -> Any:
     return decorator(*args, **options)
 
 
+def replay(ref: ObjectRef[Any] | ObjectRefGenerator, *, pdb: bool = False, from_constructor: bool = False) -> Any:
+    """Runs the task that makes `ref` again, in this process and with `pdb` in the debugger.
+
+    See `fastray.recovery.replay.replay`. Raises what the task raises, and ReplayError when it cannot be run again.
+    """
+    from fastray.recovery.replay import replay as run_again
+
+    return run_again(ref, pdb=pdb, from_constructor=from_constructor)
+
+
 def cluster_resources() -> dict[str, float]:
     """Total resources of the session by name; bytes for memory."""
     _runtime.ensure_attached()

@@ -4,6 +4,7 @@
     fastray start, stop, status, list   a node that outlives its drivers, see node_commands.py
     fastray microbenchmark   the table of goals, measured here; arguments go to fastray.microbenchmark
     fastray durable          what the path of init(durable=PATH) holds, and emptying it
+    fastray replay           failed tasks on record, or one of them run again (fastray.recovery.replay_command)
 
 Each command is imported when it is called: `fastray version` answers without starting anything. Called by the
 console script and by `python -m fastray`.
@@ -50,6 +51,12 @@ def _durable(arguments: list[str]) -> int:
     return int(importlib.import_module("fastray.recovery.commands").main(arguments))
 
 
+def _replay(arguments: list[str]) -> int:
+    from fastray.recovery.replay_command import main as replay
+
+    return replay(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (the process's arguments); its exit code. Exits with 2 on wrong
     arguments.
@@ -58,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastray", description="A Ray-compatible task runtime.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="show what is installed")
+    commands.add_parser("replay", help="run a recorded failed task again; --help shows more", add_help=False)
     commands.add_parser(
         "microbenchmark", help="measure this machine; --help shows its options", add_help=False
     )
@@ -65,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("durable", help="look at or empty a durable path; --help shows how", add_help=False)
     if given[:1] == ["durable"]:
         return _durable(given[1:])
+    if given[:1] == ["replay"]:
+        return _replay(given[1:])
     if given[:1] == ["microbenchmark"]:  # its own parser reads the rest
         return _microbenchmark(given[1:])
     arguments = parser.parse_args(given)

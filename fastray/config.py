@@ -161,6 +161,7 @@ _DEFAULTS: dict[str, object] = {
     "logging_format": None,
     "logging_config": None,
     "log_to_driver": True,
+    "record_failures": None,
     "namespace": None,
     "runtime_env": None,
     "durable": None,
@@ -218,6 +219,7 @@ class InitOptions:
     logging_format: str | None
     logging_config: object
     log_to_driver: bool
+    record_failures: str | None
     namespace: str | None
     runtime_env: dict[str, object] | None
     durable: str | None
@@ -311,6 +313,20 @@ def _labels(value: object) -> dict[str, str]:
     return dict(value)
 
 
+def _directory(option: str, value: object, variable: str) -> str | None:
+    """An absolute path; what the environment says when it is not given."""
+    if value is None:
+        value = os.environ.get(variable) or None
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise _fail_type(option, value, "the path of a directory")
+    path = os.fspath(value)
+    if not path:
+        raise InvalidOptionError(f'init({option}=""): must not be empty; None means none', option=option)
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def _address(value: object) -> str | None:
     if value is None:
         return None
@@ -397,6 +413,9 @@ def parse_init(**kwargs: object) -> InitOptions:
     values = dict(given)
     values["address"] = _address(given["address"])
     values["durable"] = _durable(given["durable"])
+    values["record_failures"] = _directory(
+        "record_failures", given["record_failures"], "FASTRAY_RECORD_FAILURES"
+    )
     values["num_cpus"] = _whole("num_cpus", given["num_cpus"])
     values["num_gpus"] = _whole("num_gpus", given["num_gpus"])
     values["dashboard_port"] = _whole("dashboard_port", given["dashboard_port"])

@@ -37,17 +37,18 @@ def main() -> None:
     loop = LocalScheduler(SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd)
     _modules.extend(hello.get("preload", ()))
     loop.preload_later(list(_modules))
-    serve(loop, str(hello.get("namespace") or ""))
+    serve(loop, str(hello.get("namespace") or ""), str(hello.get("record_failures") or ""))
     os._exit(0)
 
 
-def serve(loop: LocalScheduler, namespace: str = "") -> None:
+def serve(loop: LocalScheduler, namespace: str = "", record_failures: str = "") -> None:
     """Runs the node until it is to leave, when all that it started is dead. Does not return in workers."""
     import cloudpickle  # noqa: F401  (for the workers)
 
     import fastray.worker
 
     fastray.worker.driver_namespace = namespace
+    fastray.worker.record_failures = record_failures
     loop.set_ready()
     gc.disable()  # workers inherit the heap: do not touch it
     gc.freeze()

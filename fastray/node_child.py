@@ -111,6 +111,7 @@ def _become_part_of(job: dict[str, Any]) -> None:
     sys.path[:] = job["sys_path"]
     sys.path_importer_cache.clear()
     fastray.worker.driver_namespace = job["namespace"]
+    fastray.worker.record_failures = job["record_failures"]
     try:
         os.chdir(job["cwd"])
     except OSError:

@@ -29,7 +29,10 @@ _PRELOAD = ("numpy",)  # what workers import before they are forked, when the dr
 class NodeProcess:
     """One private node. Its life ends with `stop`, or when this process does."""
 
-    def __init__(self, segment_fd: int, bell_fd: int, cpus: int, log_to_driver: bool, namespace: str = "") -> None:
+    def __init__(
+        self, segment_fd: int, bell_fd: int, cpus: int, log_to_driver: bool, namespace: str = "",
+        record_failures: str | None = None,
+    ) -> None:  # fmt: skip
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_ours, log_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._owner_pid = os.getpid()
@@ -38,7 +41,7 @@ class NodeProcess:
         self._status: int | None = None
         self._printed = _thread.allocate_lock()
         self._printed.acquire()
-        ours.send(marshal.dumps(_hello(cpus, namespace)))
+        ours.send(marshal.dumps({**_hello(cpus, namespace), "record_failures": record_failures}))
         self.pid = _spawn((segment_fd, bell_fd, theirs.fileno(), log_theirs.fileno()))
         theirs.close()
         log_theirs.close()

@@ -21,6 +21,7 @@ SMALLEST = 1 / UNITS
 AMOUNT_MAX = 2**63 // UNITS
 LABEL_MAX = 63
 CACHE_BYTES = 4 << 30  # of a cache that names no limit
+SEED_MAX = 2**63 - 1
 SECONDS_MAX = 4_000_000  # milliseconds of a limit have 32 bits
 
 
@@ -49,6 +50,12 @@ def check_seconds(option: str, value: object) -> float:
             f"{option}={value!r} must be a time from 0.001 to {SECONDS_MAX:,} seconds", option=option
         )
     return seconds
+
+
+def check_seed(option: str, value: object) -> bool | int | None:
+    if isinstance(value, bool):
+        return True if value else None
+    return check_integer(0, SEED_MAX)(option, value)
 
 
 def to_milliseconds(seconds: float | None) -> int:

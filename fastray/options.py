@@ -34,6 +34,7 @@ from fastray.option_checks import (
     check_retry_exceptions,
     check_runtime_env,
     check_seconds,
+    check_seed,
     check_strategy,
     check_string,
     type_error,
@@ -58,6 +59,7 @@ DEFAULTS: dict[str, object] = {
     "max_calls": 0,
     "timeout_s": None,
     "cache": None,
+    "seed": None,
     "name": None,
     "runtime_env": None,
     "scheduling_strategy": None,
@@ -90,6 +92,7 @@ class TaskOptions:
     max_calls: int
     timeout_s: float | None
     cache: tuple[str | None, int] | None  # directory (None: the default one), bytes at most
+    seed: bool | int | None
     name: str | None
     runtime_env: RuntimeEnv | None
     scheduling_strategy: object
@@ -165,6 +168,7 @@ class TaskOptions:
                 self.max_calls,
                 self.timeout_s,
                 self.cache,
+                (type(self.seed), self.seed),
                 self.name,
                 self.generator_backpressure_num_objects,
                 self.num_objects_per_yield,
@@ -198,6 +202,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "max_calls": check_integer(0),
     "timeout_s": check_seconds,
     "cache": check_cache,
+    "seed": check_seed,
     "name": check_string,
     "runtime_env": check_runtime_env,
     "scheduling_strategy": check_strategy,

@@ -147,7 +147,7 @@ class RemoteFunction(TaskFunction):
         numbers = (flags, options.max_retries, 1 if streaming else returns, options.max_calls, timeout_ms)
         data, references = self._pickled()
         handles = [runtime.attachment.handle_of(ref) for ref in references]
-        blob = pickle.dumps((data, handles, retry_on, name, *self._durable_parts(runtime)), protocol=5)
+        blob = pickle.dumps((data, handles, retry_on, name, None, self._digest(runtime), options.seed), protocol=5)
         digest = blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
         index = runtime.attachment.register_function(
             blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls,
@@ -169,13 +169,13 @@ class RemoteFunction(TaskFunction):
         assert self._cache is not None  # _export made it
         return self._cache.submit(args, kwargs)
 
-    def _durable_parts(self, runtime: Runtime) -> tuple[object, ...]:
-        """In a durable session: no concurrency group, and what stands for this function in its tasks' keys."""
+    def _digest(self, runtime: Runtime) -> tuple[int, int]:
+        """In a durable session what stands for this function in its tasks' keys, else (0, 0)."""
         if not runtime.is_durable:
-            return ()
+            return 0, 0
         from fastray.recovery.durable import function_digest
 
-        return None, function_digest(self._function, self._options, runtime.environment_of(self._options))
+        return function_digest(self._function, self._options, runtime.environment_of(self._options))
 
 
 def code_flags(function: object) -> int:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fastray.attach import AttachedNode
     from fastray.node_process import NodeProcess
     from fastray.recovery.durable import DurablePath
+    from fastray.recovery.failures import FailureRecorder
 
 DRIVER = 1  # ProcKind
 ACTOR_CLASS = 1024  # kActorClass: scheduling classes from here on belong to actors
@@ -64,6 +65,7 @@ class Runtime:
         self.is_worker = False
         self.is_local = False
         self.durable: DurablePath | None = None  # the driver's
+        self.recorder: FailureRecorder | None = None
         self.is_durable = attachment.durable_address() != 0
         self._actors: ActorTables | None = None
         self.driver_namespace = ""  # in a worker
@@ -312,23 +314,33 @@ def start(options: InitOptions) -> Runtime:
     other options.
     """
     global _current
+    if options.record_failures is None:
+        _current = _begin(options)
+        return _current
+    from fastray.recovery.failures import FailureRecorder, prepare_directory
+
+    prepare_directory(options.record_failures)
+    _current = _begin(options)
+    _current.recorder = FailureRecorder(_current, options.record_failures)
+    _current.recorder.start()
+    return _current
+
+
+def _begin(options: InitOptions) -> Runtime:
     address = options.address or os.environ.get("FASTRAY_ADDRESS")
     if address not in (None, "", "local") and not options.local_mode:
-        _current = _attach(address, options)
-        return _current
+        return _attach(address, options)
     if options.durable is None:
-        _current = _start(options, None)
-        return _current
+        return _start(options, None)
     from fastray.recovery.durable import DurablePath, name_classes
 
     durable = DurablePath.open(options.durable)
     try:
         name_classes()
-        _current = _start(options, durable)
+        return _start(options, durable)
     except BaseException:
         durable.close()
         raise
-    return _current
 
 
 def _start(options: InitOptions, durable: DurablePath | None) -> Runtime:
@@ -353,7 +365,7 @@ def _start_node(
     from fastray.node_process import NodeProcess
 
     node = NodeProcess(
-        segment_fd, bell_fd, cpus, log_to_driver=bool(options.log_to_driver), namespace=options.namespace or ""
+        segment_fd, bell_fd, cpus, bool(options.log_to_driver), options.namespace or "", options.record_failures
     )
     attachment.activate()
     return Runtime(attachment, node, options)
@@ -385,6 +397,7 @@ def _attach(address: str, options: InitOptions) -> Runtime:
             "umask": attach.own_umask(),
             "environ": dict(os.environ),
             "namespace": options.namespace or "",
+            "record_failures": options.record_failures or "",
             "labels": node.info().get("labels"),
         }
     )
@@ -417,6 +430,8 @@ def stop(quickly: bool = False) -> None:
     if runtime is None or runtime.is_worker:
         return
     _current = None
+    if runtime.recorder is not None:
+        runtime.recorder.stop()
     _close_log(forked=False)
     unmapped = runtime.attachment.deactivate()
     if runtime.node is not None:

@@ -50,14 +50,8 @@ def dumps_function(function: Callable[..., Any] | object, name: str | None = Non
 
     Raises `SerializationError`, which names the path to what cannot be pickled.
     """
-    import cloudpickle
-
-    if pickling.custom or pickling.name_class is not None:
-        dumps: Callable[[object], bytes] = pickling.dumps_by_value
-    else:
-        dumps = functools.partial(cloudpickle.dumps, protocol=5)
     try:
-        return dumps(function)
+        return pickling.dumps_by_value(function, files=True)
     except Exception as error:
         raise unpicklable_error(function, name or _name_of(function), error) from error
 
@@ -68,7 +62,7 @@ def dumps_function_with_references(function: object, name: str) -> tuple[bytes, 
     return result
 
 
-def dump_exception(exc: BaseException, function_name: str) -> bytes:
+def dump_exception(exc: BaseException, function_name: str, task_id: str = "") -> bytes:
     """What a task raised, for `load_exception` in another process; never raises an `Exception`.
 
     The exception itself goes with its chain, notes and group members if it can be pickled; its traceback,
@@ -81,7 +75,8 @@ def dump_exception(exc: BaseException, function_name: str) -> bytes:
         packed = pack_exception(exc, pickling.dumps)
     except Exception:  # a property or a __getattribute__ of the user's: then only the text
         packed = None
-    parts = (packed, format_remote_traceback(exc), function_name, os.getpid(), describe_cause(exc))
+    text = format_remote_traceback(exc)
+    parts = (packed, text, function_name, os.getpid(), describe_cause(exc), task_id)
     try:
         return pickle.dumps(parts, protocol=5)
     except UnicodeEncodeError:  # a message with lone surrogates
@@ -98,14 +93,14 @@ def load_exception(data: bytes) -> TaskError:
     from fastray.exception_transport import unpack_exception
     from fastray.exceptions import TaskError
 
-    packed, traceback_text, function_name, pid, cause_text = pickle.loads(data)
+    packed, traceback_text, function_name, pid, cause_text, task_id = pickle.loads(data)
     cause = None
     if packed is not None:
         try:
             cause = unpack_exception(packed)
         except Exception:  # a link that is no exception, say: the text is what we have
             cause = None
-    return TaskError.from_remote(cause, traceback_text, function_name, pid, cause_text)
+    return TaskError.from_remote(cause, traceback_text, function_name, pid, cause_text, task_id)
 
 
 # ---- users' serializers -------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class FastrayError(Exception):
 class _Remote:
     """What a TaskError knows besides the user's exception."""
 
-    __slots__ = ("cause", "cause_text", "function_name", "inner", "pid", "traceback_str")
+    __slots__ = ("cause", "cause_text", "function_name", "inner", "pid", "task_id", "traceback_str")
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class _Remote:
         function_name: str,
         pid: int | None,
         cause_text: str,
+        task_id: str,
     ) -> None:
         self.inner = raised if isinstance(raised, TaskError) else None
         self.cause = raised.cause if isinstance(raised, TaskError) else raised
@@ -81,6 +82,7 @@ class _Remote:
         self.function_name = function_name
         self.pid = pid
         self.cause_text = cause_text
+        self.task_id = task_id
 
 
 class TaskError(FastrayError):
@@ -98,9 +100,10 @@ class TaskError(FastrayError):
         cause: BaseException | None = None,
         pid: int | None = None,
         cause_text: str = "",
+        task_id: str = "",
     ) -> None:
         super().__init__(function_name, traceback_str)
-        self._attach(_Remote(cause, traceback_str, function_name, pid, cause_text))
+        self._attach(_Remote(cause, traceback_str, function_name, pid, cause_text, task_id))
 
     def _attach(self, remote: _Remote) -> None:
         # object.__setattr__: the user's class may be frozen.
@@ -138,6 +141,11 @@ class TaskError(FastrayError):
         return self._remote.pid
 
     @property
+    def task_id(self) -> str:
+        """Id of the task that raised, of the last hop, as `ObjectRef.task_id` prints it; "" when not known."""
+        return self._remote.task_id
+
+    @property
     def cause_text(self) -> str:
         """`ClassName: message` of the user's exception, there even when the exception is not."""
         return self._remote.cause_text
@@ -150,6 +158,7 @@ class TaskError(FastrayError):
         function_name: str,
         pid: int | None,
         cause_text: str = "",
+        task_id: str = "",
     ) -> TaskError:
         """The error to raise in the process that asked for the result; dual with the cause's class if it can
         be.
@@ -157,13 +166,13 @@ class TaskError(FastrayError):
         `cause` is what the task raised: the user's exception, a TaskError of a task that it asked, or None
         when it could not be pickled. Raises nothing.
         """
-        remote = _Remote(cause, traceback_text, function_name, pid, cause_text)
+        remote = _Remote(cause, traceback_text, function_name, pid, cause_text, task_id)
         if remote.cause is not None and not isinstance(remote.cause, _control_flow()):
             try:
                 return _dual_instance(remote, remote.cause)
             except Exception:  # the user's class or metaclass objects: that is what plain TaskErrors are for
                 pass
-        return TaskError(function_name, traceback_text, cause, pid, cause_text)
+        return TaskError(function_name, traceback_text, cause, pid, cause_text, task_id)
 
     @classmethod
     def from_exception(cls, raised: BaseException, function_name: str) -> TaskError:
@@ -176,24 +185,27 @@ class TaskError(FastrayError):
         """This error, dual if it can be. Ray's name for `from_remote`."""
         r = self._remote
         return TaskError.from_remote(
-            r.inner or r.cause, r.traceback_str, r.function_name, r.pid, r.cause_text
+            r.inner or r.cause, r.traceback_str, r.function_name, r.pid, r.cause_text, r.task_id
         )
 
     def as_plain(self) -> TaskError:
         """This error as a plain TaskError: for a future, which refuses a StopIteration."""
         r = self._remote
-        return TaskError(r.function_name, r.traceback_str, r.inner or r.cause, r.pid, r.cause_text)
+        return TaskError(
+            r.function_name, r.traceback_str, r.inner or r.cause, r.pid, r.cause_text, r.task_id
+        )
 
     def pack(
         self, dumps: Callable[[object], bytes] | None = None
-    ) -> tuple[bytes | None, str, str, int | None, str]:
-        """What has to travel: the packed cause (None if it cannot be pickled) and four plain values."""
+    ) -> tuple[bytes | None, str, str, int | None, str, str]:
+        """What has to travel: the packed cause (None if it cannot be pickled) and five plain values."""
         r = self._remote
         raised = r.inner or r.cause
         packed = None
         if raised is not None:
             packed = pack_exception(raised) if dumps is None else pack_exception(raised, dumps)
-        return (packed, r.traceback_str, r.function_name, r.pid, r.cause_text or describe_cause(raised))
+        text = r.cause_text or describe_cause(raised)
+        return (packed, r.traceback_str, r.function_name, r.pid, text, r.task_id)
 
     @staticmethod
     def unpack(
@@ -202,11 +214,12 @@ class TaskError(FastrayError):
         function_name: str,
         pid: int | None,
         cause_text: str,
+        task_id: str = "",
         notes: list[str] | None = None,
     ) -> TaskError:
         """The inverse of `pack`. A cause whose class is missing in this process arrives as text."""
         raised = unpack_exception(packed) if packed is not None else None
-        error = TaskError.from_remote(raised, traceback_str, function_name, pid, cause_text)
+        error = TaskError.from_remote(raised, traceback_str, function_name, pid, cause_text, task_id)
         if notes:
             vars(error)["__notes__"] = list(notes)
         return error
@@ -216,7 +229,8 @@ class TaskError(FastrayError):
 
     def __str__(self) -> str:
         remote = self._remote
-        where = f"{remote.function_name or 'task'} (pid={remote.pid})"
+        named = f", task_id={remote.task_id}" if remote.task_id else ""
+        where = f"{remote.function_name or 'task'} (pid={remote.pid}{named})"
         text = remote.traceback_str.strip("\n") or remote.cause_text or describe_cause(remote.cause)
         return f"{where} raised:\n{text}" if text else f"{where} failed"
 

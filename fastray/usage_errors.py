@@ -85,6 +85,10 @@ class OutOfBandSerializationError(FastrayError):
     """
 
 
+class ReplayError(FastrayError):
+    """`replay` cannot run the task again: something that it needs is not there. The message says what."""
+
+
 class StaleReferenceError(FastrayError, ValueError):
     """The ObjectRef belongs to an earlier session: `shutdown` ended it and its objects. Ray raises a
     ValueError.

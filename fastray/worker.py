@@ -22,25 +22,29 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fastray.exceptions import WorkerCrashedError
+
 FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_READ_ONLY = 1, 2, 8
 WORKER = 2  # ProcKind
 
-driver_namespace = ""  # set by the node before it forks
+driver_namespace = ""  # these are set by the node before it forks
+record_failures = ""  # directory of init(record_failures=...)
 
 
-Loaded = tuple["Any", object, str, int, int, bool, int, "str | None", bool, "tuple[int, int]", "list[int]"]
+Loaded = tuple[
+    "Any", object, str, int, int, bool, int, "str | None", bool, "tuple[int, int]", "list[int]", "bool | int | None"
+]
 
 
 def load_function(index: int) -> Loaded:
     """Function `index` of the table: (function, exceptions to retry on, name, max_retries, returns, streaming,
-    max_calls, concurrency group, read-only, digest, captured handles). Raises what unpickling it raises (a module
-    that is missing here, say)."""
+    max_calls, concurrency group, read-only, digest, captured handles, seed). Raises what unpickling it raises (a
+    module that is missing here, say)."""
     from fastray.runtime import current_runtime
 
     attachment = current_runtime().attachment
     data, handles, retry_on, name, *more = pickle.loads(attachment.function_blob(index))
-    group = more[0] if more else None
-    digest = more[1] if len(more) > 1 else (0, 0)
+    group, digest, seed = more or (None, (0, 0), None)
     max_retries, returns, flags, max_calls = attachment.function_options(index)
     if not flags & FLAG_RETRY_EXCEPTIONS:
         retry_on = None
@@ -53,7 +57,7 @@ def load_function(index: int) -> Loaded:
     streaming, read_only = bool(flags & FLAG_STREAMING), bool(flags & FLAG_READ_ONLY)
     return (
         *(function, retry_on, name, max_retries, returns, streaming, max_calls, group, read_only),
-        *(digest, handles),
+        *(digest, handles, seed),
     )
 
 
@@ -70,6 +74,14 @@ def leave_at_once(code: object) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def left_here(code: object) -> WorkerCrashedError:
+    """The same in local mode, where there is no process that could end: the error of a crash."""
+    from fastray.exceptions import WorkerCrashedError
+
+    number = code if isinstance(code, int) else 0 if code is None else 1
+    return WorkerCrashedError(f"the task called sys.exit({code!r}) (local mode)", exit_code=number, pid=os.getpid())
 
 
 def show_gpus(mask: int) -> None:
@@ -93,7 +105,12 @@ def main(
 
     signal.signal(signal.SIGUSR1, _on_cancel)
     attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
-    Runtime.for_worker(attachment, control_fd).driver_namespace = driver_namespace
+    runtime = Runtime.for_worker(attachment, control_fd)
+    runtime.driver_namespace = driver_namespace
+    if record_failures:
+        from fastray.recovery.failures import FailureRecorder
+
+        FailureRecorder(runtime, record_failures).start()
     install_task_streams(native.current_task_name)
     native.watch_output(unfinished)
     if attachment.durable_address():

@@ -278,7 +278,7 @@ cdef class Call:
 
     def append_error(self, error, uint32_t number):
         """The exception is the last item of a stream."""
-        append_item(self.h, &session.records[index_of(self.h)], None, dump(error, self.f.name), number)
+        append_item(self.h, &session.records[index_of(self.h)], None, dump(error, self.f.name, self.h), number)
 
     def finish_stream(self):
         session.process.recorder().close(self.event, ticks() & ~<uint64_t>1)

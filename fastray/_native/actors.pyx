@@ -129,6 +129,12 @@ def release_name(ObjectRef creation):
         actor.name_hash[0] = actor.name_hash[1] = 0
 
 
+def release_name_of(uint32_t index):
+    """Local mode: the actor in this entry left."""
+    cdef Actor* actor = &session.process.segment().actor(index)
+    actor.name_hash[0] = actor.name_hash[1] = 0
+
+
 def named_actors():
     """(namespace, name) of each named actor that lives."""
     cdef Header* header = &session.process.segment().header()

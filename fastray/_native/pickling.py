@@ -70,16 +70,20 @@ def dumps_plain(value: object, buffer_callback: BufferCallback | None = None) ->
     return file.getvalue()
 
 
-def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None) -> bytes:
-    """Pickle `value` with cloudpickle; see `dumps`."""
+def dumps_by_value(
+    value: object, buffer_callback: BufferCallback | None = None, files: bool | None = None
+) -> bytes:
+    """Pickle `value` with cloudpickle; see `dumps`.
+
+    `files`: code says what file it is from. By default it does, but not where pickles are parts of keys.
+    """
     import cloudpickle
 
     file = io.BytesIO()
-    pickler = _pickler(cloudpickle.Pickler)(file, protocol=5, buffer_callback=buffer_callback)
-    if custom:
-        # The C member: the Python attribute of cloudpickle's class has been read already.
-        table = collections.ChainMap(custom, pickler.dispatch_table)
-        _pickle.Pickler.dispatch_table.__set__(pickler, table)  # type: ignore[attr-defined]
+    if files is None:
+        files = name_class is None
+    pickler = _pickler(cloudpickle.Pickler, files)(file, protocol=5, buffer_callback=buffer_callback)
+    use_table(pickler, files)
     try:
         pickler.dump(value)
     except RuntimeError as error:  # as cloudpickle.dumps does
@@ -89,7 +93,23 @@ def dumps_by_value(value: object, buffer_callback: BufferCallback | None = None)
     return file.getvalue()
 
 
-def _pickler(base: type) -> type:
+def use_table(pickler: Any, files: bool = True) -> None:
+    """Gives a pickler of cloudpickle the user's serializers, and ours for code."""
+    ours = {types.CodeType: _reduce_code} if files else {}
+    # The C member: the Python attribute of cloudpickle's class has been read already.
+    table = collections.ChainMap(custom, ours, pickler.dispatch_table)
+    _pickle.Pickler.dispatch_table.__set__(pickler, table)  # type: ignore[attr-defined]
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """As cloudpickle reduces it, but with its file: tracebacks of tasks and pdb show source lines by it."""
+    from cloudpickle import cloudpickle
+
+    make, parts = cloudpickle._code_reduce(code)
+    return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
+
+
+def _pickler(base: type, files: bool) -> type:
     if name_class is None:
         return base
     give_name = name_class
@@ -99,7 +119,7 @@ def _pickler(base: type) -> type:
             if isinstance(obj, type):
                 give_name(obj)
             elif type(obj) is types.CodeType:
-                make, parts = self.dispatch_table[types.CodeType](obj)
+                make, parts = (_reduce_code if files else self.dispatch_table[types.CodeType])(obj)
                 return make, tuple([_in_order(part) for part in parts])
             return super().reducer_override(obj)
 

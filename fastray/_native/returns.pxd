@@ -4,5 +4,5 @@ from fastray._native.cpp cimport Handle, Record
 cdef int run_stream(Handle h, Record* r, object generator, str name) except -1
 # The values of `result` into the promises of task h; raises NumReturnsError when there are not `returns`.
 cdef int seal_returns(Handle h, Record* r, int returns, str name, object result) except -1
-# An exception as bytes, as the result of function `name`.
-cdef bytes dump(object error, str name)
+# The exception of task h as bytes, as the result of function `name`.
+cdef bytes dump(object error, str name, Handle h)

@@ -1,0 +1,3 @@
+from collections.abc import Callable
+
+def record_failures(recorder: Callable[[int, BaseException], None] | None) -> None: ...

@@ -32,7 +32,7 @@ cdef int run_stream(Handle h, Record* r, object generator, str name) except -1:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and r.state.load() & kFlagCancel:
             raise
-        append_item(h, r, None, dump(error, name), index)  # the exception is the stream's last item
+        append_item(h, r, None, dump(error, name, h), index)  # the exception is the stream's last item
     return 0
 
 
@@ -85,6 +85,18 @@ cdef list check_returns(int returns, str name, object result):
     return values
 
 
-cdef bytes dump(object error, str name):
+cdef object record_failure = None
+
+
+def record_failures(recorder):
+    """`recorder(handle, error)` is called for each task that raised and is not retried, before others see it."""
+    global record_failure
+    record_failure = recorder
+
+
+cdef bytes dump(object error, str name, Handle h):
     from fastray.serialization import dump_exception
-    return dump_exception(error, name)
+    cdef uint64_t record = session.records[index_of(h)].id
+    if record_failure is not None:
+        record_failure(h, error)
+    return dump_exception(error, name, f"{session.process.segment().header().session:016x}{record:016x}")

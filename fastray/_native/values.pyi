@@ -1,1 +1,6 @@
+from collections.abc import Callable
+
+from fastray.crash_errors import WorkerCrashedError
+
 def name_of(function: int) -> str: ...
+def record_crashes(recorder: Callable[[int, WorkerCrashedError], None] | None) -> None: ...

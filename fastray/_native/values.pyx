@@ -44,6 +44,7 @@ from fastray._native.cpp cimport (
     kFlagRefs,
     kFlagResultHeap,
     kInlineResult,
+    index_of,
     now_ns,
     state_of,
 )
@@ -256,6 +257,15 @@ cdef object error_of(Record* r):
     return decode_error(<const uint8_t*><const char*>error, len(error), r)
 
 
+cdef object record_crash = None
+
+
+def record_crashes(recorder):
+    """`recorder(index of the record, error)` is called when this process reads the error of a crash."""
+    global record_crash
+    record_crash = recorder
+
+
 cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
     from fastray import exceptions
     if size == 0:
@@ -269,7 +279,10 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
         return exceptions.TaskCancelledError()
     if code == kErrorCrashed:
         from fastray.crash_report import read_crash
-        return read_crash(rest, session.process.segment().header().session, name_of)
+        crash = read_crash(rest, session.process.segment().header().session, name_of)
+        if record_crash is not None:
+            record_crash(index_of(session.process.handle_of(r)), crash)
+        return crash
     if code == kErrorStoreFull:
         return store_full(int.from_bytes(rest[:8], "little"))
     if code == kErrorActorDied or code == kErrorActorUnavailable:

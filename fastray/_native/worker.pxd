@@ -19,6 +19,7 @@ cdef class Loaded:
     cdef bint read_only      # an actor's method that changes no state
     cdef Key digest          # of its code, in a durable session; 0: its tasks are not durable
     cdef vector[Handle] captured  # objects that its closure refers to
+    cdef object seed         # None, True or a number: see fastray/seeding.py
 
 cdef list loaded
 cdef Loaded load(uint32_t index)

@@ -153,7 +153,7 @@ cdef Loaded load(uint32_t index):
         loaded.extend([None] * (index + 1 - len(loaded)))
     cdef Loaded f = Loaded.__new__(Loaded)
     (f.function, f.retry_on, f.name, f.max_retries, f.returns, f.streaming, f.max_calls, f.group,
-     f.read_only, digest, f.captured) = load_function(index)
+     f.read_only, digest, f.captured, f.seed) = load_function(index)
     f.digest.lo, f.digest.hi = digest
     f.calls = 0
     f.ticks = ~<uint64_t>0 >> 16  # unknown: taken as long, so that a backlog behind it wakes others
@@ -288,6 +288,8 @@ cdef bint run_once(Handle h) except -1:
 
 cdef object call(Handle h, Record* r, Loaded f):
     """Decodes the arguments and calls the function."""
+    if f.seed is not None:
+        seed_task(r.id, f.seed)
     cdef PyObject* room[STACK_SLOTS + 1]
     cdef PyObject** stack = room
     cdef PyObject* kwnames = NULL
@@ -326,6 +328,12 @@ cdef object call(Handle h, Record* r, Loaded f):
             Py_DECREF(<object>stack[i + 1])
         if stack != room:
             PyMem_Free(stack)
+
+
+cdef int seed_task(uint64_t record, object seed) except -1:
+    from fastray.seeding import seed_task as seed_here
+    seed_here(record, seed)
+    return 0
 
 
 cdef extern from *:
@@ -416,8 +424,11 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
         from fastray.actor_worker import check_exit
         check_exit(error)  # does not return when it is one
     if isinstance(error, SystemExit):
-        from fastray.worker import leave_at_once
-        leave_at_once(error.code)
+        from fastray.worker import leave_at_once, left_here
+        if session.local:  # this process is the driver
+            error = left_here(error.code)
+        else:
+            leave_at_once(error.code)
     if log_call is not None and f is not None and not f.read_only:  # it may have changed the state before
         log_call(h)
     if f is not None and may_retry(f, error) and not cancelled:
@@ -426,7 +437,7 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
                 return p.run_again(h)
             p.retry(h)
             return 0
-    dumped = dump(error, f.name if f is not None else current_name)
+    dumped = dump(error, f.name if f is not None else current_name, h)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
     return 0
 

@@ -252,7 +252,8 @@ class CachedFunction:
                 option="cache",
             )
         try:
-            digest = digest_of((function, environment), references=False)
+            seeded = () if options.seed is None else (options.seed,)
+            digest = digest_of((function, environment, *seeded), references=False)
         except NotDigestible as error:
             raise InvalidOptionError(
                 f"cache=True: {name} refers to {error}, which is another in each run: pass it as an argument",

@@ -172,7 +172,8 @@ def function_digest(function: Callable[..., Any], options: TaskOptions, environm
     """What stands for a remote function in the keys of its tasks: its code, number of results, runtime_env."""
     from fastray.recovery.code_digest import digest_of
 
-    digest = digest_of((function, options.num_returns, environment))
+    seeded = () if options.seed is None else (options.seed,)
+    digest = digest_of((function, options.num_returns, environment, *seeded))
     return int.from_bytes(digest[:8], "little") | 1, int.from_bytes(digest[8:], "little")  # (0, 0) is none
 
 

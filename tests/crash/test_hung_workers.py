@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import signal
 import threading
 import time
@@ -97,7 +98,17 @@ def test_a_worker_stopped_by_somebody_else_goes_on_when_the_limit_is_not_reached
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     assert len(get(refs)) == 10
-    assert pids <= workers()
+    for pid in pids:
+        os.kill(pid, 0)  # lives
+
+
+def test_a_stopped_worker_ends_with_its_node():
+    pid = get(fastray.remote(os.getpid).remote())
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(fastray.runtime.current_runtime().node.pid, signal.SIGKILL)
+    assert select.select([pidfd], [], [], GET_S)[0]
+    os.close(pidfd)
 
 
 def test_time_in_get_counts():

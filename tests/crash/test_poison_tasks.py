@@ -175,7 +175,7 @@ def test_the_error_travels_through_tasks_and_names_its_own_task():
     asked = error_of(asks.remote([ref]))
     assert isinstance(asked, TaskError)
     assert asked.cause.events == direct.events
-    assert asked.task_id == ref.task_id()
+    assert asked.cause.task_id == ref.task_id()
 
 
 def test_a_dead_actor_reports_the_same():

@@ -111,9 +111,13 @@ def test_classes_together_never_take_more_than_there_is(tmp_path):
 # ---- GPUs ------------------------------------------------------------------------------------------------
 
 
-def test_gpus_are_given_out_from_index_zero():
+def test_gpus_are_given_out_by_index(tmp_path):
+    running, gate = str(tmp_path / "running"), str(tmp_path / "gate")
+
     @fastray.remote(num_gpus=1)
     def which():
+        note(running)
+        wait_for_gate(gate)
         return fastray.get_gpu_ids(), os.environ["CUDA_VISIBLE_DEVICES"]
 
     @fastray.remote(num_gpus=2)
@@ -121,9 +125,10 @@ def test_gpus_are_given_out_from_index_zero():
         return sorted(fastray.get_gpu_ids()), os.environ["CUDA_VISIBLE_DEVICES"]
 
     assert eventually(lambda: not any(row[4] for row in processes()))  # no lease of an earlier test
-    ids, visible = fastray.get(which.remote(), timeout=GET_S)
-    assert [str(i) for i in ids] == [visible]
-    assert visible == "0"
+    refs = [which.remote() for _ in range(2)]
+    assert eventually(lambda: len(tally(running)) == 2)  # both at once, so that each has one of its own
+    open_gate(gate)
+    assert sorted(fastray.get(refs, timeout=GET_S)) == [([0], "0"), ([1], "1")]
     assert fastray.get(both.remote(), timeout=GET_S) == ([0, 1], "0,1")
     assert fastray.get_gpu_ids() == []
 
