@@ -439,8 +439,7 @@ static_assert(sizeof(ActorDeath) == 88);
 
 // ---- jobs ---------------------------------------------------------------------------------------
 // A job is a driver and all that it started. Its number is never used again; its entry, number % kJobsKept, is,
-// when it is over. The node writes (of a private
-// node: its driver), others read it as information (see docs/internals/daemon.md).
+// when it is over. The node writes it (a private node's driver does), others read it as information: see daemon.md.
 enum JobState : uint32_t {
   kJobNone = 0,
   kJobRunning = 1,   // its driver is attached

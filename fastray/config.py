@@ -193,7 +193,7 @@ _RESERVED_RESOURCES = {
     "memory": "_memory",
     "object_store_memory": "object_store_memory",
 }
-_OF_THE_NODE = ("durable", "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory", "durable")
+_OF_THE_NODE = ("durable", "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory")
 SYSTEM_CONFIG_KEYS: frozenset[str] = frozenset()  # what `_system_config` may name; later issues add theirs
 
 
