@@ -100,15 +100,12 @@ void LocalScheduler::step(int64_t now) {
   actions_.clear();
   state_->decide(now, &actions_);
   for (const SchedulerAction& action : actions_) apply(action, now);
-  if (!actions_.empty()) {
-    write_lease_counts();
-    moved_ = true;
-  }
+  if (!actions_.empty()) moved_ = true;
+  write_lease_counts();
   reaper_->push_due(now);
   wake_stuck();
   if (now >= sweep_at_) {
-    if (reaper_->has_adopted()) reaper_->sweep();
-    process_.allocator().collect();  // results of dead workers, dropped since: they are in arenas of ours
+    reaper_->sweep();
     process_.sweep_logs();
     retire_jobs();
     sweep_at_ = now + kSweepNs;
@@ -259,9 +256,13 @@ void LocalScheduler::stand(uint32_t cls) {
   process_.ring_bell();
 }
 
+// Submitters compare them with the sleepers: one too many, and they believe that somebody is awake for ever.
 void LocalScheduler::write_lease_counts() {
-  for (uint32_t c = 0; c < classes_.size(); ++c)
-    if (state_->knows_class(c)) segment_.cls(c).leases.store(state_->leases(c), std::memory_order_relaxed);
+  for (uint32_t c = 0; c < classes_.size(); ++c) {
+    std::atomic<uint32_t>& leases = segment_.cls(c).leases;
+    if (state_->knows_class(c) && leases.load(std::memory_order_relaxed) != state_->leases(c))
+      leases.store(state_->leases(c), std::memory_order_relaxed);
+  }
 }
 
 // Backstop: work, a sleeping worker with the lease for it, and nothing moved for a whole tick.

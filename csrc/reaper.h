@@ -52,7 +52,7 @@ class Reaper {
   // Queues the delayed tasks whose time has come. The time of the next one, INT64_MAX for none.
   void push_due(int64_t now);
   int64_t next_due() const;
-  // Slow tick: frees what was adopted and is not borrowed any more.
+  // Slow tick: frees what was adopted and is not borrowed any more, and memory of the dead that is not used any more.
   void sweep();
 
   // What is left of a job that is over, see reaper_jobs.cpp.
