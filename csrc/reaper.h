@@ -71,8 +71,6 @@ class Reaper {
   }
 
  private:
-  static constexpr int64_t kDelayMin = 5'000'000, kDelayMax = 1'000'000'000;  // ns
-  static constexpr uint32_t kPromptAttempts = 2;  // so many run again at once
   struct Delayed {
     int64_t due;
     Handle task;

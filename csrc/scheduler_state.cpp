@@ -2,6 +2,7 @@
 #include "scheduler_state.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace fastray {
 
@@ -14,6 +15,7 @@ SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), free_(li
 
 void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
   if (classes_.size() <= cls) classes_.resize(cls + 1);
+  if (!is_actor_class(cls)) task_classes_ = std::max(task_classes_, cls + 1);
   Class& c = classes_[cls];
   c.known = true;
   c.demand = demand;
@@ -173,7 +175,7 @@ bool SchedulerState::has_idle(uint32_t cls) const {
 }
 
 bool SchedulerState::has_backlog() const {
-  for (uint32_t c = 0; c < task_classes(); ++c)
+  for (uint32_t c = 0; c < task_classes_; ++c)
     if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
   return !line_.empty();
 }
@@ -194,7 +196,7 @@ uint32_t SchedulerState::wanted(uint32_t cls) const {
 }
 
 bool SchedulerState::somebody_waits() const {
-  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes(),
+  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes_,
                                        [](const Class& c) { return c.backlog && c.waits; });
 }
 
@@ -221,13 +223,14 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
   find_claimant(now);
   keep_leases(now);
   shed_oversubscribed(now);
-  uint32_t n = task_classes();
+  uint32_t n = task_classes_;
   if (claimant_ >= 0 && !is_actor_class(static_cast<uint32_t>(claimant_))) serve(static_cast<uint32_t>(claimant_), now);
   serve_line(now);
   for (uint32_t i = 0; i < n; ++i) serve((rotate_ + i) % n, now);
   if (n != 0) rotate_ = (rotate_ + 1) % n;
   retire_spares(now);
   stand();
+  release_reserved();
 }
 
 void SchedulerState::find_claimant(int64_t now) {
@@ -235,36 +238,73 @@ void SchedulerState::find_claimant(int64_t now) {
   int64_t oldest = kNever;
   auto look = [&](uint32_t c) {
     int64_t since = classes_[c].unmet_since;
-    if (since < 0 || since >= oldest || now - since < kStarvedNs) return;
+    if (since < 0 || since >= oldest || now - since < kStarvedNs || !can_come(classes_[c])) return;
     oldest = since;
     claimant_ = static_cast<int>(c);
   };
-  for (uint32_t c = 0; c < task_classes(); ++c) look(c);
+  for (uint32_t c = 0; c < task_classes_; ++c) look(c);
   for (uint32_t c : line_) look(c);
 }
 
-// One that does not fit lets smaller ones pass, until it is the claimant.
+// What the class waits for is free or held by tasks that run: not by an actor, nor by a task that is blocked.
+bool SchedulerState::can_come(const Class& c) const {
+  Units units = free_;
+  std::array<int64_t, kGpusMax> gpus = gpu_free_;
+  for (uint32_t s : slots_) {
+    const Worker& w = workers_[s];
+    if (w.cls < 0 || w.actor || w.blocked) continue;
+    for (size_t i = 0; i < kResourcesMax; ++i) units[i] += classes_[static_cast<size_t>(w.cls)].demand[i];
+    for (uint32_t g = 0; g < kGpusMax; ++g)
+      if (w.gpus >> g & 1) gpus[g] += w.gpu_units;
+  }
+  if (!fits(c, units)) return false;
+  int64_t demand = limits_.gpu < 0 ? 0 : c.demand[static_cast<size_t>(limits_.gpu)];
+  int64_t each = std::min(demand, kUnit), wanted = demand < kUnit ? 1 : demand / kUnit;
+  return demand == 0 || std::count_if(gpus.begin(), gpus.end(), [&](int64_t free) { return free >= each; }) >= wanted;
+}
+
+// One that does not fit lets smaller ones pass, until it is the claimant. What the others are started with is theirs
+// from here on: it is charged by actor_started(), after the decision.
 void SchedulerState::serve_line(int64_t now) {
-  Units left = free_;
   uint32_t started = 0;
-  bool gpus_taken = false;
   for (uint32_t cls : line_) {
     Class& c = classes_[cls];
     uint32_t mask;
     int64_t units;
-    bool wants_gpu = limits_.gpu >= 0 && c.demand[static_cast<size_t>(limits_.gpu)] != 0;
     if (!fits(c, free_) || !gpus_for(c, &mask, &units)) {
       make_room(cls, now);
       continue;
     }
-    if (!fits(c, left) || !fits_beside_claimant(cls) || (wants_gpu && gpus_taken)) continue;
-    if (++started > kStartsMax) break;
-    for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= c.demand[i];
-    gpus_taken = gpus_taken || wants_gpu;
-    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
+    if (!fits_beside_claimant(cls)) continue;
+    if (started == kStartsMax) {
+      due(now + kMs);
+      break;
+    }
+    ++started;
+    reserve(c);
+    if (static_cast<int>(cls) == claimant_) {
+      int64_t since = std::exchange(c.unmet_since, -1);  // it keeps its place in case it cannot be forked
+      find_claimant(now);
+      c.unmet_since = since;
+    }
     out_->push_back({SchedulerAction::kStart, 0, cls, c.env, 0});
   }
-  if (started > 0 && line_.size() > started) due(now);
+}
+
+void SchedulerState::reserve(const Class& c) {
+  Worker w;
+  (void)gpus_for(c, &w.gpus, &w.gpu_units);
+  reserved_.push_back({c.demand, w.gpus, w.gpu_units});
+  charge(w, c, -1);
+}
+
+void SchedulerState::release_reserved() {
+  for (const Reserved& r : reserved_) {
+    for (size_t i = 0; i < kResourcesMax; ++i) free_[i] += r.demand[i];
+    for (uint32_t g = 0; g < kGpusMax; ++g)
+      if (r.gpus >> g & 1) gpu_free_[g] += r.gpu_units;
+  }
+  reserved_.clear();
 }
 
 // Idle leases of other classes go back after a while.
@@ -320,8 +360,9 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
     int slot = free_worker(c.env);
     if (slot < 0 || !grant(cls, static_cast<uint32_t>(slot), now)) break;
     c.unmet_since = -1;
-    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
-    want = wanted(cls);
+    if (static_cast<int>(cls) == claimant_) find_claimant(now);  // it has its turn: who waits longest now?
+    // one GPU at a time: whoever got it may take all the work, and the next decision is a millisecond away
+    want = workers_[static_cast<size_t>(slot)].gpus != 0 ? 0 : wanted(cls);
   }
   c.waits = want != 0 && c.backlog;
   if (want == 0) {
@@ -459,7 +500,7 @@ void SchedulerState::retire_spares(int64_t now) {
 }
 
 void SchedulerState::stand() {
-  for (uint32_t cls = 0; cls < task_classes(); ++cls) {
+  for (uint32_t cls = 0; cls < task_classes_; ++cls) {
     Class& c = classes_[cls];
     if (!c.known || c.leases != 0 || c.standing || (c.backlog && feasible(cls))) continue;
     c.standing = true;

@@ -252,14 +252,16 @@ void gpus_are_given_by_index() {
   p.state.class_backlog(1, true);
   EXPECT(p.at(1), "fork 6 env 0, stand 2");
   p.attach(6);
-  EXPECT(p.at(2), "grant 1 to 6 gpus 1, fork 7 env 0");
+  EXPECT(p.at(2), "grant 1 to 6 gpus 1");  // one a decision: it may take all the work
   p.state.class_backlog(1, false);
   p.state.class_backlog(2, true);
+  EXPECT(p.at(3), "fork 7 env 0");
   p.attach(7);
-  EXPECT(p.at(3), "grant 2 to 7 gpus 2, fork 8 env 0");
+  EXPECT(p.at(4), "grant 2 to 7 gpus 2");
+  EXPECT(p.at(5), "fork 8 env 0");
   p.attach(8);
-  EXPECT(p.at(4), "grant 2 to 8 gpus 2");
-  EXPECT(p.at(5), "");  // no GPU is left
+  EXPECT(p.at(6), "grant 2 to 8 gpus 2");
+  EXPECT(p.at(7), "");  // no GPU is left
 }
 
 void tasks_that_ask_for_nothing_are_capped() {
