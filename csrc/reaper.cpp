@@ -24,7 +24,10 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   p.claim.store(0, std::memory_order_release);
   node_.recover_again(p.recovering.load(std::memory_order_acquire), slot);
   p.recovering.store(0, std::memory_order_release);
-  if (crash.actor >= 0) segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
+  if (crash.actor >= 0) {
+    sort_calls(static_cast<uint32_t>(crash.actor));
+    segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
+  }
   retire_queues(slot);
   adopt_records(slot);
   adopt_chunks(slot);
@@ -74,6 +77,25 @@ std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
     return segment_.record(a & ~kFlightWaiting).id < segment_.record(b & ~kFlightWaiting).id;
   });
   return held;
+}
+
+// The node's queue of an actor is served first, from its head: what was in flight at this death goes before what
+// waits there since the last one. The actor has no process now: nobody claims meanwhile.
+void Reaper::sort_calls(uint32_t a) {
+  uint32_t index = segment_.cls(kActorClass + a).queues[node_.slot_].load(std::memory_order_acquire);
+  if (index == 0) return;
+  Queue& q = segment_.queue(index);
+  uint64_t tail = q.tail.load(std::memory_order_relaxed);
+  std::vector<Handle> calls;
+  for (uint64_t at = q.head.load(std::memory_order_acquire); at < tail; ++at) {
+    Handle h = task_queue::peek(segment_, q, at);
+    if (h != 0 && index_of(h) < kRecordsMax) calls.push_back(h);
+  }
+  auto earlier = [&](Handle x, Handle y) { return segment_.record(x).id < segment_.record(y).id; };
+  if (std::is_sorted(calls.begin(), calls.end(), earlier)) return;
+  std::sort(calls.begin(), calls.end(), earlier);
+  q.head.store(tail, std::memory_order_release);
+  for (Handle h : calls) (void)node_.push_ready(h);
 }
 
 // A call of an actor that died: runs again after the restart, or fails. `waited`: it had not begun.

@@ -86,6 +86,7 @@ class Reaper {
   void leave_sets(uint32_t slot);
   void settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited = false);
   void settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited);
+  void sort_calls(uint32_t a);
   std::vector<Handle> held_by(uint32_t slot, int actor);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
