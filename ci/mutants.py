@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 CXX = os.environ.get("CXX", "g++")
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["scheduler_state.cpp", *sorted(path.name for path in (ROOT / "csrc").glob("sim_*.cpp"))]
+SIMULATION = sorted(path.name for path in (ROOT / "csrc").glob("sim_*.cpp"))
+SOURCES = ["scheduler_state.cpp", "scheduler_state_fairness.cpp", *SIMULATION]
 
 
 class Mutant(NamedTuple):
@@ -42,7 +43,7 @@ MUTANTS = [
     ),
     Mutant(
         "the claimant waits for what blocked tasks hold",
-        "scheduler_state.cpp",
+        "scheduler_state_fairness.cpp",
         "|| !can_come(classes_[c])) return;",
         ") return;",
     ),
