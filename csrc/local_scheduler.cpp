@@ -36,7 +36,6 @@ std::string LocalScheduler::start(const Fds& fds) {
   }
   if (limits.cpu < 0) return "the segment names no CPU resource";
   state_ = std::make_unique<SchedulerState>(limits);
-  make_default_class();
   return fds.listen >= 0 ? open_listener() : open_private_driver();
 }
 
@@ -51,22 +50,6 @@ std::string LocalScheduler::open_everything(const Fds& fds) {
   if (epoll_ < 0 || signals_ < 0) return std::string("epoll or signalfd: ") + strerror(errno);
   bool ok = watch(fds.bell, EPOLLIN, kBell, 0) && watch(signals_, EPOLLIN, kChildren, 0);
   return ok ? "" : std::string("epoll_ctl: ") + strerror(errno);
-}
-
-// Class 0 is one CPU and no runtime_env, whoever comes first.
-void LocalScheduler::make_default_class() {
-  Header& header = segment_.header();
-  Class& c = segment_.cls(0);
-  uint32_t expected = 0;
-  if (c.state.compare_exchange_strong(expected, entry_writing(0), std::memory_order_acq_rel)) {
-    for (uint32_t i = 0; i < kResourcesMax; ++i)
-      c.demand[i] = i < header.resources_used && strcmp(header.resources[i].name, "CPU") == 0
-                        ? static_cast<uint64_t>(SchedulerState::kUnit)
-                        : 0;
-    c.state.store(kEntryUsed, std::memory_order_release);  // SYNC POINT: class-entry
-  }
-  expected = 0;
-  header.classes_used.compare_exchange_strong(expected, 1, std::memory_order_acq_rel);
 }
 
 void LocalScheduler::set_ready() {
@@ -100,26 +83,18 @@ void LocalScheduler::step(int64_t now) {
   actions_.clear();
   state_->decide(now, &actions_);
   for (const SchedulerAction& action : actions_) apply(action, now);
-  if (!actions_.empty()) {
-    write_lease_counts();
-    moved_ = true;
-  }
+  if (!actions_.empty()) write_lease_counts();
   reaper_->push_due(now);
   wake_stuck();
   if (now >= sweep_at_) {
-    if (reaper_->has_adopted()) reaper_->sweep();
-    process_.allocator().collect();  // results of dead workers, dropped since: they are in arenas of ours
+    reaper_->sweep();
     process_.sweep_logs();
     retire_jobs();
     sweep_at_ = now + kSweepNs;
   }
   look_at_leavers(now);
-  tick_ = moved_ ? kTickMin : std::min(tick_ * 2, kTickMax);
-  if (!is_quiet())
-    quiet_since_ = -1;
-  else if (quiet_since_ < 0)
-    quiet_since_ = now;
-  if (!preload_.empty() && quiet_since_ >= 0 && now - quiet_since_ >= kDormantAfter) {
+  pace_.stepped(now, moved_, !actions_.empty(), is_quiet());
+  if (!preload_.empty() && pace_.dormant(now)) {
     NodeRequest request;
     request.kind = NodeRequest::kPreload;
     request.text.swap(preload_);
@@ -136,6 +111,7 @@ void LocalScheduler::preload_later(const std::string& modules) {
 void LocalScheduler::look(int64_t now) {
   bool classes_moved = look_at_classes();
   moved_ = look_at_workers(now) || classes_moved;
+  write_lease_counts();
   watch_limits(now);
   if (rung_ || ++looks_ % kActorLook == 0) look_at_actors(now);
   rung_ = false;
@@ -254,14 +230,16 @@ void LocalScheduler::stand(uint32_t cls) {
   os::membarrier_all();
   if (!process_.backlog(c)) return;
   state_->class_backlog(cls, true);
-  quiet_since_ = -1;
-  tick_ = kTickMin;
   process_.ring_bell();
 }
 
+// Submitters compare them with the sleepers: one too many, and they believe that somebody is awake for ever.
 void LocalScheduler::write_lease_counts() {
-  for (uint32_t c = 0; c < classes_.size(); ++c)
-    if (state_->knows_class(c)) segment_.cls(c).leases.store(state_->leases(c), std::memory_order_relaxed);
+  for (uint32_t c = 0; c < classes_.size(); ++c) {
+    std::atomic<uint32_t>& leases = segment_.cls(c).leases;
+    if (state_->knows_class(c) && leases.load(std::memory_order_relaxed) != state_->leases(c))
+      leases.store(state_->leases(c), std::memory_order_relaxed);
+  }
 }
 
 // Backstop: work, a sleeping worker with the lease for it, and nothing moved for a whole tick.
@@ -296,25 +274,22 @@ bool LocalScheduler::is_quiet() const {
 
 int64_t LocalScheduler::timeout(int64_t now) {
   int64_t deadline = state_->next_deadline();
-  if (quiet_since_ < 0 || now - quiet_since_ < kDormantAfter) return std::min(deadline, now + tick_);
-  if (reaper_->has_adopted() || !ended_jobs_.empty()) deadline = std::min(deadline, sweep_at_);
-  return deadline;
+  if (reaper_->has_adopted() || !ended_jobs_.empty()) deadline = std::min(deadline, std::max(now, sweep_at_));
+  return pace_.next_look(now, deadline);
 }
 
 void LocalScheduler::wait(int64_t now) {
   int64_t until = timeout(now);
   Header& header = segment_.header();
-  bool dormant = quiet_since_ >= 0 && now - quiet_since_ >= kDormantAfter;
-  if (dormant) {
+  if (pace_.dormant(now)) {
     // SYNC POINT: dormant (the barrier orders it before the last look; wakers read it after their swap)
     header.dormant.store(1, std::memory_order_seq_cst);
     os::membarrier_all();
     look(now);
     look_at_actors(now);
-    if (!is_quiet()) {
-      dormant = false;
-      quiet_since_ = -1;
-      until = now + kTickMin;
+    if (moved_ || !is_quiet()) {  // a lease that was given back here was seen by no decision yet
+      pace_.disturbed();
+      until = pace_.next_look(now, until);
     }
   }
   until = std::min({until, watchdog_.next_deadline(), reaper_->next_due()});
@@ -333,7 +308,7 @@ void LocalScheduler::handle(uint64_t data, uint32_t events) {
   switch (tag) {
     case kBell:
       if (read(fds_.bell, &rings, sizeof rings) < 0 && errno != EAGAIN) leaving_ = true;
-      tick_ = kTickMin;
+      pace_.rung();
       rung_ = true;
       return;
     case kListen:

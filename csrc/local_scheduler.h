@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "log_pump.h"
+#include "loop_pace.h"
 #include "process.h"
 #include "reaper.h"
 #include "scheduler_state.h"
@@ -108,11 +109,8 @@ class LocalScheduler {
 
  private:
   static constexpr int64_t kMs = 1000000;
-  static constexpr int64_t kTickMin = 1 * kMs, kTickMax = 16 * kMs;
-  static constexpr int64_t kDormantAfter = 50 * kMs;
   static constexpr int64_t kSweepNs = 1000 * kMs;
   static constexpr uint32_t kActorLook = 8;  // looks without a ring between two looks at all actors
-  static constexpr uint32_t kFailedStartsMax = 5;
   static constexpr size_t kMessageBytesMax = 65536;
   static constexpr uint32_t kUnattachedMax = 64;      // connections that have not said what they want
   static constexpr int64_t kLogsWaitNs = 500 * kMs;   // for a driver that leaves to read the last of what was printed
@@ -155,7 +153,6 @@ class LocalScheduler {
 
   // local_scheduler.cpp
   std::string open_everything(const Fds& fds);
-  void make_default_class();
   void step(int64_t now);
   void look(int64_t now);
   bool look_at_classes();
@@ -253,7 +250,8 @@ class LocalScheduler {
   std::deque<NodeRequest> requests_;
   std::string preload_;
   bool leaving_ = false, driver_gone_ = false, moved_ = true, rung_ = true;
-  int64_t tick_ = kTickMin, quiet_since_ = -1, sweep_at_ = 0, fork_after_ = 0;
+  LoopPace pace_;
+  int64_t sweep_at_ = 0, fork_after_ = 0;
   uint32_t failed_starts_ = 0;
   uint64_t oom_kills_ = 0;  // by the kernel, when the node looked last
 };

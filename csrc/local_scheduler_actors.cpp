@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "death_policy.h"
 #include "local_scheduler.h"
 
 namespace fastray {
@@ -34,7 +35,8 @@ void LocalScheduler::look_at_actor(uint32_t a) {
   switch (actor.state.load(std::memory_order_acquire)) {  // SYNC POINT: actor-entry
     case kActorPending:
     case kActorRestarting: {
-      if (actor.ending.load(std::memory_order_acquire) && !process_.has_call(c, true)) {
+      bool ending = actor.ending.load(std::memory_order_acquire);
+      if (death_policy::ends_unstarted(ending, ending && process_.has_call(c, true))) {
         CrashInfo crash{0, 0, 0, "", static_cast<int>(a), false, ""};
         uint32_t none = kEndNone;
         actor.end.compare_exchange_strong(none, kEndHandlesGone, std::memory_order_acq_rel);
@@ -148,18 +150,16 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
   uint32_t a = static_cast<uint32_t>(w.actor);
   Actor& actor = segment_.actor(a);
   ActorSeen& seen = actors_[a];
-  seen.failed_starts = attached ? 0 : seen.failed_starts + 1;
-  if (seen.failed_starts > kFailedStartsMax) actor.end.store(kEndStartFailed, std::memory_order_release);
-  uint32_t end = actor.end.load(std::memory_order_acquire);
-  uint32_t restarts = actor.restarts.load(std::memory_order_relaxed);
-  bool again = !attached || actor.max_restarts < 0 || restarts < static_cast<uint32_t>(actor.max_restarts);
-  bool refused = actor.flags.load(std::memory_order_acquire) & kActorNoRestart;
-  crash->restarts = end == kEndNone && !refused && again;
-  if (end == kEndNone && !crash->restarts)
-    actor.end.store(crash->hung.task != 0 ? kEndTimedOut : kEndCrashed, std::memory_order_release);
+  death_policy::ActorFate fate = death_policy::fate_of_actor(
+      {actor.end.load(std::memory_order_acquire),
+       (actor.flags.load(std::memory_order_acquire) & kActorNoRestart) != 0, attached, crash->hung.task != 0,
+       seen.failed_starts, actor.restarts.load(std::memory_order_relaxed), actor.max_restarts});
+  seen.failed_starts = fate.failed_starts;
+  crash->restarts = fate.restarts;
+  actor.end.store(fate.end, std::memory_order_release);
   crash->death = describe_death(a, *crash);
   actor.slot.store(0, std::memory_order_release);
-  if (crash->restarts && attached) actor.restarts.store(restarts + 1, std::memory_order_release);
+  actor.restarts.store(fate.restarts_made, std::memory_order_release);
   actor.state.store(crash->restarts ? kActorRestarting : kActorDead, std::memory_order_release);
   rung_ = true;
 }
@@ -259,9 +259,10 @@ void LocalScheduler::end_actor(uint32_t a, ActorEnd why) {
   actor.end.compare_exchange_strong(none, why, std::memory_order_acq_rel);
   uint32_t state = actor.state.load(std::memory_order_acquire);
   uint32_t slot = actor.slot.load(std::memory_order_acquire);
-  if (has_worker(state) && slot != 0 && workers_[slot].used) {
-    if (workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);  // else forked() does it
-  } else if (lives(state)) {
+  using death_policy::KillFate;
+  KillFate fate = death_policy::fate_of_kill(has_worker(state) && slot != 0 && workers_[slot].used, true);
+  if (fate == KillFate::kProcess && workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);  // else forked() does it
+  if (fate == KillFate::kBury && lives(state)) {
     CrashInfo crash{0, 0, 0, "", static_cast<int>(a), false, ""};
     bury(a, describe_death(a, crash));
   }

@@ -194,8 +194,7 @@ void LocalScheduler::leave(uint32_t id, bool dead, bool reads_on) {
     return;
   }
   rung_ = moved_ = true;
-  quiet_since_ = -1;
-  tick_ = kTickMin;
+  pace_.disturbed();
   bool first = !d.left && d.slot != 0;
   bool settle = d.slot != 0 && !d.settled && !reads_on;
   d.left = true;

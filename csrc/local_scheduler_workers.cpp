@@ -201,8 +201,7 @@ void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes)
   write_lease_counts();
   after_flush(w.job);
   moved_ = true;
-  quiet_since_ = -1;
-  tick_ = kTickMin;
+  pace_.disturbed();
 }
 
 // ---- messages --------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "death_policy.h"
+
 namespace fastray {
 
 // A stream is repaired before its task may run again: the next run makes items with the same numbers.
@@ -22,7 +24,10 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   p.claim.store(0, std::memory_order_release);
   node_.recover_again(p.recovering.load(std::memory_order_acquire), slot);
   p.recovering.store(0, std::memory_order_release);
-  if (crash.actor >= 0) segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
+  if (crash.actor >= 0) {
+    sort_calls(static_cast<uint32_t>(crash.actor));
+    segment_.actor(static_cast<uint32_t>(crash.actor)).flight.store(0, std::memory_order_release);
+  }
   retire_queues(slot);
   adopt_records(slot);
   adopt_chunks(slot);
@@ -74,26 +79,49 @@ std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
   return held;
 }
 
+// The node's queue of an actor is served first, from its head: what was in flight at this death goes before what
+// waits there since the last one. The actor has no process now: nobody claims meanwhile.
+void Reaper::sort_calls(uint32_t a) {
+  uint32_t index = segment_.cls(kActorClass + a).queues[node_.slot_].load(std::memory_order_acquire);
+  if (index == 0) return;
+  Queue& q = segment_.queue(index);
+  uint64_t tail = q.tail.load(std::memory_order_relaxed);
+  std::vector<Handle> calls;
+  for (uint64_t at = q.head.load(std::memory_order_acquire); at < tail; ++at) {
+    Handle h = task_queue::peek(segment_, q, at);
+    if (h != 0 && index_of(h) < kRecordsMax) calls.push_back(h);
+  }
+  auto earlier = [&](Handle x, Handle y) { return segment_.record(x).id < segment_.record(y).id; };
+  if (std::is_sorted(calls.begin(), calls.end(), earlier)) return;
+  std::sort(calls.begin(), calls.end(), earlier);
+  q.head.store(tail, std::memory_order_release);
+  for (Handle h : calls) (void)node_.push_ready(h);
+}
+
 // A call of an actor that died: runs again after the restart, or fails. `waited`: it had not begun.
 void Reaper::settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited) {
+  using death_policy::CallFate;
   uint32_t flags = segment_.actor_of_class(r.cls).flags.load(std::memory_order_relaxed);
-  int32_t retries = segment_.function(r.function).max_retries;
-  if (crash.restarts && waited) {
+  bool timed_out = crash.hung.task == h;
+  CallFate fate = death_policy::fate_of_call({(w & kFlagCancel) != 0, waited, timed_out, (flags & kActorCheckpoints) != 0,
+                                              segment_.function(r.function).max_retries, r.attempts},
+                                             crash.restarts);
+  if (fate == CallFate::kRunsAgain) return requeue(r, h, w, crash);
+  if (fate == CallFate::kWaits) {
     uint64_t next;
     do next = with_state(w, kReady, 0);
     while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));  // SYNC POINT: record-state
     (void)node_.push_ready(h);
     return;
   }
-  if (crash.restarts && ((flags & kActorCheckpoints) || retries < 0 || r.attempts < retries))
-    return requeue(r, h, w, crash);
-  if (crash.hung.task == h) {
-    fail(r, h, kErrorCrashed, &crash);
-    return announce(r, h);
+  if (fate == CallFate::kCancelled || fate == CallFate::kTimedOut) {
+    bool crashed = fate == CallFate::kTimedOut;
+    fail(r, h, crashed ? kErrorCrashed : kErrorCancelled, crashed ? &crash : nullptr);
+  } else {
+    std::string error = Process::for_call(crash.death, !waited);
+    ErrorCode code = fate == CallFate::kUnavailable ? kErrorActorUnavailable : kErrorActorDied;
+    (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
   }
-  std::string error = Process::for_call(crash.death, !waited);
-  ErrorCode code = crash.restarts ? kErrorActorUnavailable : kErrorActorDied;
-  (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
   announce(r, h);
 }
 
@@ -108,17 +136,18 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
     return;
   }
   if (state_of(w) == kClaimed && take_over(r, h, slot, &w)) {
-    const Function& f = segment_.function(r.function);
-    if (w & kFlagCancel)
-      fail(r, h, kErrorCancelled, nullptr);
-    else if (!over_.empty() && is_over(r, slot))
+    using death_policy::TaskFate;
+    bool cancelled = (w & kFlagCancel) != 0;
+    if (!cancelled && !over_.empty() && is_over(r, slot)) {
       fail(r, h, kErrorOwnerDied, nullptr);
-    else if (crash.actor >= 0 && is_actor_class(r.cls))
+    } else if (crash.actor >= 0 && is_actor_class(r.cls)) {
       return settle_call(r, h, w, crash, waited);
-    else if (f.max_retries < 0 || r.attempts < f.max_retries)
-      return requeue(r, h, w, crash);
-    else
-      fail(r, h, kErrorCrashed, &crash);
+    } else {
+      TaskFate fate = death_policy::fate_of_task(cancelled, segment_.function(r.function).max_retries, r.attempts);
+      if (fate == TaskFate::kRunsAgain) return requeue(r, h, w, crash);
+      fail(r, h, fate == TaskFate::kCancelled ? kErrorCancelled : kErrorCrashed,
+           fate == TaskFate::kCancelled ? nullptr : &crash);
+    }
   }
   if (is_sealed(r.state.load(std::memory_order_acquire))) announce(r, h);
 }
@@ -158,14 +187,14 @@ void Reaper::requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash) {
     next = (with_state(w, kReady, 0) & ~kAttemptMask) | field << kAttemptShift;
     // SYNC POINT: record-state (release: attempts before the word)
   } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
-  if (r.attempts <= kPromptAttempts || is_actor_class(r.cls)) {
+  int64_t delay = is_actor_class(r.cls) ? 0 : death_policy::delay_of_retry(r.attempts);
+  if (delay == 0) {
     (void)node_.push_ready(h);
     return;
   }
-  // It stood first in line again and took one worker after the other from its neighbours. Nobody else has to know
-  // of the delay: it can be cancelled, and when its owner dies it is queued with what else stood ready.
-  uint32_t doublings = std::min<uint32_t>(r.attempts - kPromptAttempts - 1, 16);
-  delayed_.push_back({os::now_ns() + std::min(kDelayMin << doublings, kDelayMax), h});
+  // Nobody else has to know of the delay: it can be cancelled, and when its owner dies it is queued with what else
+  // stood ready.
+  delayed_.push_back({os::now_ns() + delay, h});
 }
 
 void Reaper::push_due(int64_t now) {

@@ -52,7 +52,7 @@ class Reaper {
   // Queues the delayed tasks whose time has come. The time of the next one, INT64_MAX for none.
   void push_due(int64_t now);
   int64_t next_due() const;
-  // Slow tick: frees what was adopted and is not borrowed any more.
+  // Slow tick: frees what was adopted and is not borrowed any more, and memory of the dead that is not used any more.
   void sweep();
 
   // What is left of a job that is over, see reaper_jobs.cpp.
@@ -71,8 +71,6 @@ class Reaper {
   }
 
  private:
-  static constexpr int64_t kDelayMin = 5'000'000, kDelayMax = 1'000'000'000;  // ns
-  static constexpr uint32_t kPromptAttempts = 2;  // so many run again at once
   struct Delayed {
     int64_t due;
     Handle task;
@@ -88,6 +86,7 @@ class Reaper {
   void leave_sets(uint32_t slot);
   void settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited = false);
   void settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited);
+  void sort_calls(uint32_t a);
   std::vector<Handle> held_by(uint32_t slot, int actor);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);

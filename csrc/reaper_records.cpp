@@ -240,7 +240,7 @@ void Reaper::sweep() {
   for (Orphan& orphan : orphans_)
     if (!give_back(orphan)) still.push_back(orphan);
   orphans_.swap(still);
-  node_.allocator_.collect();
+  node_.allocator_.trim(0);  // blocks in adopted regions that others released; the node needs none of them
 }
 
 bool Reaper::give_back(Orphan& orphan) {

@@ -2,6 +2,7 @@
 #include "scheduler_state.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace fastray {
 
@@ -14,6 +15,7 @@ SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), free_(li
 
 void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
   if (classes_.size() <= cls) classes_.resize(cls + 1);
+  if (!is_actor_class(cls)) task_classes_ = std::max(task_classes_, cls + 1);
   Class& c = classes_[cls];
   c.known = true;
   c.demand = demand;
@@ -125,14 +127,6 @@ bool SchedulerState::fits(const Class& c, const Units& free) const {
   return true;
 }
 
-bool SchedulerState::fits_beside_claimant(uint32_t cls) const {
-  const Class& c = classes_[cls];
-  if (claimant_ < 0 || static_cast<uint32_t>(claimant_) == cls) return fits(c, free_);
-  Units left = free_;
-  for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= classes_[static_cast<size_t>(claimant_)].demand[i];
-  return fits(c, left);
-}
-
 // Whole GPUs are empty ones; a share goes to the fullest that has room.
 bool SchedulerState::gpus_for(const Class& c, uint32_t* mask, int64_t* units) const {
   *mask = 0;
@@ -173,7 +167,7 @@ bool SchedulerState::has_idle(uint32_t cls) const {
 }
 
 bool SchedulerState::has_backlog() const {
-  for (uint32_t c = 0; c < task_classes(); ++c)
+  for (uint32_t c = 0; c < task_classes_; ++c)
     if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
   return !line_.empty();
 }
@@ -194,7 +188,7 @@ uint32_t SchedulerState::wanted(uint32_t cls) const {
 }
 
 bool SchedulerState::somebody_waits() const {
-  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes(),
+  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes_,
                                        [](const Class& c) { return c.backlog && c.waits; });
 }
 
@@ -221,50 +215,58 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
   find_claimant(now);
   keep_leases(now);
   shed_oversubscribed(now);
-  uint32_t n = task_classes();
+  uint32_t n = task_classes_;
   if (claimant_ >= 0 && !is_actor_class(static_cast<uint32_t>(claimant_))) serve(static_cast<uint32_t>(claimant_), now);
   serve_line(now);
   for (uint32_t i = 0; i < n; ++i) serve((rotate_ + i) % n, now);
   if (n != 0) rotate_ = (rotate_ + 1) % n;
   retire_spares(now);
   stand();
+  release_reserved();
 }
 
-void SchedulerState::find_claimant(int64_t now) {
-  claimant_ = -1;
-  int64_t oldest = kNever;
-  auto look = [&](uint32_t c) {
-    int64_t since = classes_[c].unmet_since;
-    if (since < 0 || since >= oldest || now - since < kStarvedNs) return;
-    oldest = since;
-    claimant_ = static_cast<int>(c);
-  };
-  for (uint32_t c = 0; c < task_classes(); ++c) look(c);
-  for (uint32_t c : line_) look(c);
-}
-
-// One that does not fit lets smaller ones pass, until it is the claimant.
+// One that does not fit lets smaller ones pass, until it is the claimant. What the others are started with is theirs
+// from here on: it is charged by actor_started(), after the decision.
 void SchedulerState::serve_line(int64_t now) {
-  Units left = free_;
   uint32_t started = 0;
-  bool gpus_taken = false;
   for (uint32_t cls : line_) {
     Class& c = classes_[cls];
     uint32_t mask;
     int64_t units;
-    bool wants_gpu = limits_.gpu >= 0 && c.demand[static_cast<size_t>(limits_.gpu)] != 0;
     if (!fits(c, free_) || !gpus_for(c, &mask, &units)) {
       make_room(cls, now);
       continue;
     }
-    if (!fits(c, left) || !fits_beside_claimant(cls) || (wants_gpu && gpus_taken)) continue;
-    if (++started > kStartsMax) break;
-    for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= c.demand[i];
-    gpus_taken = gpus_taken || wants_gpu;
-    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
+    if (!fits_beside_claimant(cls)) continue;
+    if (started == kStartsMax) {
+      due(now + kMs);
+      break;
+    }
+    ++started;
+    reserve(c);
+    if (static_cast<int>(cls) == claimant_) {
+      int64_t since = std::exchange(c.unmet_since, -1);  // it keeps its place in case it cannot be forked
+      find_claimant(now);
+      c.unmet_since = since;
+    }
     out_->push_back({SchedulerAction::kStart, 0, cls, c.env, 0});
   }
-  if (started > 0 && line_.size() > started) due(now);
+}
+
+void SchedulerState::reserve(const Class& c) {
+  Worker w;
+  (void)gpus_for(c, &w.gpus, &w.gpu_units);
+  reserved_.push_back({c.demand, w.gpus, w.gpu_units});
+  charge(w, c, -1);
+}
+
+void SchedulerState::release_reserved() {
+  for (const Reserved& r : reserved_) {
+    for (size_t i = 0; i < kResourcesMax; ++i) free_[i] += r.demand[i];
+    for (uint32_t g = 0; g < kGpusMax; ++g)
+      if (r.gpus >> g & 1) gpu_free_[g] += r.gpu_units;
+  }
+  reserved_.clear();
 }
 
 // Idle leases of other classes go back after a while.
@@ -320,8 +322,9 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
     int slot = free_worker(c.env);
     if (slot < 0 || !grant(cls, static_cast<uint32_t>(slot), now)) break;
     c.unmet_since = -1;
-    if (static_cast<int>(cls) == claimant_) claimant_ = -1;
-    want = wanted(cls);
+    if (static_cast<int>(cls) == claimant_) find_claimant(now);  // it has its turn: who waits longest now?
+    // one GPU at a time: whoever got it may take all the work, and the next decision is a millisecond away
+    want = workers_[static_cast<size_t>(slot)].gpus != 0 ? 0 : wanted(cls);
   }
   c.waits = want != 0 && c.backlog;
   if (want == 0) {
@@ -343,33 +346,6 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
     else if (slots_.size() < kWorkersMax)
       out_->push_back({SchedulerAction::kFork, 0, cls, c.env, 0});
   }
-}
-
-// Units of CPU a job may have while several have work that waits; kNever when there are no two.
-int64_t SchedulerState::share() const {
-  std::vector<uint32_t> jobs;
-  for (const Class& c : classes_)
-    if (c.known && c.backlog && std::find(jobs.begin(), jobs.end(), c.job) == jobs.end()) jobs.push_back(c.job);
-  if (limits_.cpu < 0 || jobs.size() < 2) return kNever;
-  return limits_.total[static_cast<size_t>(limits_.cpu)] / static_cast<int64_t>(jobs.size());
-}
-
-int64_t SchedulerState::cpus_of(uint32_t job) const {
-  int64_t units = 0;
-  for (uint32_t s : slots_) {
-    const Worker& w = workers_[s];
-    if (w.cls < 0 || w.blocked || w.revoking) continue;
-    const Class& c = classes_[static_cast<size_t>(w.cls)];
-    if (c.job == job) units += c.demand[static_cast<size_t>(limits_.cpu)];
-  }
-  return units;
-}
-
-// One more lease would still leave its job within its share.
-bool SchedulerState::below_share(uint32_t cls) const {
-  const Class& c = classes_[cls];
-  int64_t most = share();
-  return most != kNever && cpus_of(c.job) + c.demand[static_cast<size_t>(limits_.cpu)] <= most;
 }
 
 // The worker whose lease goes so that for_cls gets resources: one idle on a class without work, or, when
@@ -459,7 +435,7 @@ void SchedulerState::retire_spares(int64_t now) {
 }
 
 void SchedulerState::stand() {
-  for (uint32_t cls = 0; cls < task_classes(); ++cls) {
+  for (uint32_t cls = 0; cls < task_classes_; ++cls) {
     Class& c = classes_[cls];
     if (!c.known || c.leases != 0 || c.standing || (c.backlog && feasible(cls))) continue;
     c.standing = true;

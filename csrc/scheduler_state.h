@@ -5,7 +5,8 @@
 //   lease     a worker's right to claim tasks of one class; resources are counted per lease
 //   charge    what a lease takes from the node; a blocked worker's charge is without its CPU
 //   line      actors that wait for resources; each gets a process of its own, with a lease for life
-//   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs
+//   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs, as long as those
+//             who run can end without it: who is blocked may wait for a task that needs just that
 //   share     of a job: the node's CPUs over the jobs that want some; a job below it gets from one above it
 //
 // No clock, no shared memory, no system call: local_scheduler.cpp feeds the events, calls decide(now) and
@@ -116,9 +117,11 @@ class SchedulerState {
   void shed_oversubscribed(int64_t now);
   void serve(uint32_t cls, int64_t now);
   void serve_line(int64_t now);
-  uint32_t task_classes() const { return static_cast<uint32_t>(std::min<size_t>(classes_.size(), kClassesMax)); }
+  void reserve(const Class& c);
+  void release_reserved();
   void make_room(uint32_t cls, int64_t now);
   void find_claimant(int64_t now);
+  bool can_come(const Class& c) const;
   void retire_spares(int64_t now);
   void stand();
   uint32_t wanted(uint32_t cls) const;
@@ -149,8 +152,15 @@ class SchedulerState {
   std::vector<Class> classes_;   // of tasks, and from kActorClass on of actors
   std::vector<uint32_t> line_;   // actor classes, first come first
   std::array<int64_t, kGpusMax> gpu_free_{};
+  struct Reserved {
+    Units demand;
+    uint32_t gpus;
+    int64_t gpu_units;
+  };
+  std::vector<Reserved> reserved_;  // for the actors that this decision starts, until it is over
   std::vector<SchedulerAction>* out_ = nullptr;
   std::vector<uint32_t> starting_envs_;  // of workers on their way, not yet counted on
+  uint32_t task_classes_ = 0;            // of classes_, those that may be tasks'
   uint32_t rotate_ = 0;
   int claimant_ = -1;
   int64_t over_since_ = -1;

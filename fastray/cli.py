@@ -5,6 +5,7 @@
     fastray microbenchmark   the table of goals, measured here; arguments go to fastray.microbenchmark
     fastray durable          what the path of init(durable=PATH) holds, and emptying it
     fastray replay           failed tasks on record, or one of them run again (fastray.recovery.replay_command)
+    fastray killmatrix       kills each kind of process at each moment; arguments go to fastray.sim.kill_matrix
 
 Each command is imported when it is called: `fastray version` answers without starting anything. Called by the
 console script and by `python -m fastray`.
@@ -57,6 +58,12 @@ def _replay(arguments: list[str]) -> int:
     return replay(arguments)
 
 
+def _kill_matrix(arguments: list[str]) -> int:
+    import importlib
+
+    return int(importlib.import_module("fastray.sim.kill_matrix").main(arguments))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command in `argv` (the process's arguments); its exit code. Exits with 2 on wrong
     arguments.
@@ -75,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _durable(given[1:])
     if given[:1] == ["replay"]:
         return _replay(given[1:])
+    commands.add_parser("killmatrix", help="kill processes on purpose; --help shows its options", add_help=False)
+    if given[:1] == ["killmatrix"]:
+        return _kill_matrix(given[1:])
     if given[:1] == ["microbenchmark"]:  # its own parser reads the rest
         return _microbenchmark(given[1:])
     arguments = parser.parse_args(given)

@@ -401,3 +401,15 @@ cdef extern from "local_scheduler.h" namespace "fastray" nogil:
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, ...)
     int PR_SET_NAME, PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
+
+# ---- csrc/sim_world.h (for simulation.pyx) -----------------------------------------------------------
+
+cdef extern from "sim_world.h" namespace "fastray::sim" nogil:
+    cdef cppclass SimLimits "fastray::sim::Limits":
+        uint32_t faults_max, tasks_max, actors_max
+        cbool trace
+    cdef cppclass SimOutcome "fastray::sim::Outcome":
+        string violation, trace
+        uint64_t digest, events, decisions, tasks, calls, forks, deaths, restarts, faults
+        int64_t virtual_ns
+    SimOutcome run_node(uint64_t seed, const SimLimits& limits) except +

@@ -90,6 +90,12 @@ def create_segment(uint64_t object_store_bytes, dict resources, uint32_t cpus, u
         header.resources[i].total = total
     header.resources_used.store(len(resources))
     header.functions_used.store(1)  # 0 is "none"
+    # class 0, the one whose workers start before there is work: one CPU and no runtime_env
+    cdef Class* default_class = &segment.cls(0)
+    for i, name in enumerate(resources):
+        default_class.demand[i] = UNIT if name == "CPU" else 0
+    default_class.state.store(kEntryUsed)
+    header.classes_used.store(1)
     cdef int fd = segment.fd()
     kept = os.dup(fd)
     segment.detach()

@@ -133,6 +133,13 @@ def test_gpus_are_given_out_by_index(tmp_path):
     assert fastray.get_gpu_ids() == []
 
 
+def test_a_class_whose_lease_went_while_the_node_fell_asleep_is_served():
+    half = fastray.remote(num_cpus=0.5)(abs)
+    for i in range(25):  # an idle lease goes back after 50 ms, the node sleeps after 50 ms: around both
+        time.sleep(0.04 + i / 1000)
+        assert fastray.get(half.remote(-i), timeout=5) == i
+
+
 def test_two_tasks_at_once_have_different_gpus(tmp_path):
     path, gate = str(tmp_path / "tally"), str(tmp_path / "gate")
     refs = [hold.options(num_gpus=1).remote(path, gate) for _ in range(2)]

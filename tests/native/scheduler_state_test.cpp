@@ -46,6 +46,7 @@ struct Play {
       if (a.kind == SchedulerAction::kRevoke) said += "revoke " + w;
       if (a.kind == SchedulerAction::kExit) said += "exit " + w;
       if (a.kind == SchedulerAction::kStand) said += "stand " + c;
+      if (a.kind == SchedulerAction::kStart) said += "start " + c;
       if (a.kind == SchedulerAction::kFork) {
         said += "fork " + std::to_string(next_slot) + " env " + std::to_string(a.env);
         state.worker_starting(next_slot++, a.env);
@@ -252,14 +253,68 @@ void gpus_are_given_by_index() {
   p.state.class_backlog(1, true);
   EXPECT(p.at(1), "fork 6 env 0, stand 2");
   p.attach(6);
-  EXPECT(p.at(2), "grant 1 to 6 gpus 1, fork 7 env 0");
+  EXPECT(p.at(2), "grant 1 to 6 gpus 1");  // one a decision: it may take all the work
   p.state.class_backlog(1, false);
   p.state.class_backlog(2, true);
+  EXPECT(p.at(3), "fork 7 env 0");
   p.attach(7);
-  EXPECT(p.at(3), "grant 2 to 7 gpus 2, fork 8 env 0");
+  EXPECT(p.at(4), "grant 2 to 7 gpus 2");
+  EXPECT(p.at(5), "fork 8 env 0");
   p.attach(8);
-  EXPECT(p.at(4), "grant 2 to 8 gpus 2");
-  EXPECT(p.at(5), "");  // no GPU is left
+  EXPECT(p.at(6), "grant 2 to 8 gpus 2");
+  EXPECT(p.at(7), "");  // no GPU is left
+}
+
+// The three below: found by the simulator, see docs/internals/simulation.md.
+void one_decision_gives_nothing_twice() {
+  Play p(2, 1);
+  p.boot(false);
+  p.state.worker_starting(9, 0);  // without a lease: it could take the class at once
+  p.attach(9);
+  p.state.class_seen(1, units({{kGpu, 1}}), 0);
+  p.state.class_backlog(1, true);
+  p.state.actor_wanted(kActorClass, units({{kGpu, 1}}), 0);
+  EXPECT(p.at(1), "start 1024");
+  CHECK(p.state.available()[kGpu] == SchedulerState::kUnit);  // charged when it has a process
+  p.state.worker_starting(10, 0);
+  CHECK(p.state.actor_started(10, kActorClass, p.now) == 1);
+  EXPECT(p.at(2), "");
+}
+
+void a_claimant_does_not_hold_back_what_frees_its_resources() {
+  Play p(1, 1);
+  p.boot(false);
+  p.state.class_seen(1, units({{kCpu, 1}, {kGpu, 1}}), 0);
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(1), "revoke 2");
+  p.give_back(2);
+  EXPECT(p.at(1), "grant 1 to 2 gpus 1, stand 0");
+  p.idle(2, false);
+  p.state.worker_blocked(2, true);  // it waits for a task of class 0, others of class 1 wait for its GPU
+  p.at(2);
+  p.at(100);
+  p.state.class_backlog(0, true);
+  p.attach(3);
+  EXPECT(p.at(101), "grant 0 to 3");
+}
+
+void a_claimant_takes_one_turn() {
+  Play p(1);
+  p.boot(true);
+  p.state.class_seen(1, units({{kCpu, 0.5}}), 0);
+  p.state.class_seen(2, units({{kCpu, 1}}), 0);
+  for (uint32_t slot : {9, 10}) {
+    p.state.worker_starting(slot, 0);
+    p.attach(slot);
+  }
+  p.state.class_backlog(1, true);
+  p.at(1);
+  p.state.class_backlog(2, true);
+  p.at(2);
+  p.state.class_backlog(0, false);
+  p.at(50);
+  p.give_back(2);
+  EXPECT(p.at(51), "grant 1 to 2, stand 0");  // the other half is for class 2
 }
 
 void tasks_that_ask_for_nothing_are_capped() {
@@ -322,6 +377,9 @@ int main() {
   what_can_never_run_holds_up_nobody();
   another_environment_is_another_worker();
   gpus_are_given_by_index();
+  one_decision_gives_nothing_twice();
+  a_claimant_does_not_hold_back_what_frees_its_resources();
+  a_claimant_takes_one_turn();
   tasks_that_ask_for_nothing_are_capped();
   random_events_keep_the_counts_right();
   puts("scheduler_state_test ok");
