@@ -312,6 +312,7 @@ class Process {
   void drop_generic(Handle h);
   void free_record(Handle h);
   void release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>* dropped);
+  int maker_to_wake(Offset block, bool in_any_case);
   int release_blocks(Record& r, uint64_t w);  // the process to wake afterwards, or -1
   uint32_t take_ledger_entry(Handle record, Handle container);
   void release_stream(Stream& s, std::vector<Handle>* dropped);

@@ -20,7 +20,6 @@
 namespace fastray {
 namespace {
 
-constexpr uint64_t kWakeBytes = 1 << 20;  // giving back this much of another's memory is worth waking it for
 constexpr size_t kChainNamesMax = 16;     // in the message of an error
 constexpr uint32_t kNoStage = 0xFFF;
 constexpr size_t kFailedTasksMax = 4096;      // failed tasks that keep small arguments
@@ -211,8 +210,6 @@ bool Process::dependents_settled(Handle h) const {
 // kDone -> kLost, and its memory is free. False: a task that needs it runs again, or somebody borrows it.
 bool Process::drop_data(Record& r, Handle h) {
   Offset block = r.result_heap.offset;
-  uint64_t bytes = view_payload(segment_, block).header->total_bytes;
-  uint32_t maker = ObjectAllocator::holder(segment_, block);
   uint64_t w = r.state.fetch_and(~uint64_t{kFlagBorrowed}, std::memory_order_acq_rel) & ~uint64_t{kFlagBorrowed};
   allocator_.begin_release(block);
   uint64_t lost = with_state(w, kLost, 0) & ~uint64_t{kFlagResultHeap};
@@ -231,13 +228,10 @@ bool Process::drop_data(Record& r, Handle h) {
       return false;
     }
   }
+  int maker = maker_to_wake(block, false);
   allocator_.release(block);
   ++evicted_;
-  released_bytes_ += bytes;
-  if (maker != slot_ && released_bytes_ >= kWakeBytes) {
-    released_bytes_ = 0;
-    wake_process(segment_, maker);
-  }
+  if (maker >= 0 && static_cast<uint32_t>(maker) != slot_) wake_process(segment_, static_cast<uint32_t>(maker));
   return true;
 }
 

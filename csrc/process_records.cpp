@@ -266,6 +266,15 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
   if (maker >= 0 && static_cast<uint32_t>(maker) != slot_) wake_process(segment_, static_cast<uint32_t>(maker));
 }
 
+// Before the payload `block` is released: the process whose memory it is, when enough has come together that it is
+// worth waking, or `in_any_case`; else -1.
+int Process::maker_to_wake(Offset block, bool in_any_case) {
+  released_bytes_ += view_payload(segment_, block).header->total_bytes;
+  if (released_bytes_ < kWakeBytes && !in_any_case) return -1;
+  released_bytes_ = 0;
+  return static_cast<int>(ObjectAllocator::holder(segment_, block));
+}
+
 // One block at a time: announced, unlinked, released (see object_allocator.h). Killed anywhere in between, the
 // record shows the reaper what is still its own. Sealed and not borrowed: nobody else changes its word now.
 int Process::release_blocks(Record& r, uint64_t w) {
@@ -293,10 +302,7 @@ int Process::release_blocks(Record& r, uint64_t w) {
   if (w & kFlagArgHeap) unlink(kFlagArgHeap | kFlagRefs, r.args_heap.offset);
   if (w & kFlagResultHeap) {
     Offset block = r.result_heap.offset;
-    // refs: the maker's ledger holds what the result names
-    released_bytes_ += view_payload(segment_, block).header->total_bytes;
-    if (released_bytes_ >= kWakeBytes || refs) holder = static_cast<int>(ObjectAllocator::holder(segment_, block));
-    if (holder >= 0) released_bytes_ = 0;
+    holder = maker_to_wake(block, refs);  // refs: the maker's ledger holds what the result names
     unlink(kFlagResultHeap | kFlagRefs, block);
   }
   return holder;

@@ -17,6 +17,7 @@ import socket
 import sys
 
 from fastray import control, sessions
+from fastray.node_process import print_until_closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class AttachedNode:
         if logs:
             self._logs = socket.socket(fileno=logs[0])
             self._printed.acquire()
-            _thread.start_new_thread(self._print_logs, (log_to_driver,))
+            _thread.start_new_thread(print_until_closed, (self._logs, log_to_driver, self._printed))
 
     def _attach(self, namespace: str, observer: bool) -> list[int]:
         """Says who we are; the descriptors that come with the answer."""
@@ -154,16 +155,6 @@ class AttachedNode:
         """In a forked child: closes our ends, touches nothing else."""
         self._control.close()
         self._logs.close()
-
-    def _print_logs(self, log_to_driver: bool) -> None:
-        """Thread: prints what the node sends until it closes the socket."""
-        from fastray.log_reader import print_logs
-
-        try:
-            print_logs(self._logs, log_to_driver)
-        finally:
-            self._logs.close()
-            self._printed.release()
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:

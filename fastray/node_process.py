@@ -47,7 +47,7 @@ class NodeProcess:
         log_theirs.close()
         os.close(segment_fd)
         self._pidfd = os.pidfd_open(self.pid)
-        _thread.start_new_thread(self._print_logs, (log_to_driver,))
+        _thread.start_new_thread(print_until_closed, (self._logs, log_to_driver, self._printed))
 
     @property
     def control_fd(self) -> int:
@@ -98,15 +98,16 @@ class NodeProcess:
             if pid:
                 self._status = status
 
-    def _print_logs(self, log_to_driver: bool) -> None:
-        """Thread: prints what the node sends until it closes the socket."""
-        from fastray.log_reader import print_logs
 
-        try:
-            print_logs(self._logs, log_to_driver)
-        finally:
-            self._logs.close()
-            self._printed.release()
+def print_until_closed(logs: socket.socket, log_to_driver: bool, printed: _thread.LockType) -> None:
+    """Thread: prints what the node sends until it closes the socket; then `printed` is released."""
+    from fastray.log_reader import print_logs
+
+    try:
+        print_logs(logs, log_to_driver)
+    finally:
+        logs.close()
+        printed.release()
 
 
 def _hello(cpus: int, namespace: str) -> dict[str, object]:

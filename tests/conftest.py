@@ -26,7 +26,7 @@ LEFTOVER_WAIT_S = 5.0  # a node that lost its driver is gone within one second
 
 os.environ[MARKER] = uuid.uuid4().hex
 if str(ROOT / "tests") not in sys.path:
-    sys.path.append(str(ROOT / "tests"))  # daemon_helpers
+    sys.path.append(str(ROOT / "tests"))  # daemon_helpers, waiting
 
 if not list((ROOT / "fastray" / "_native").glob("*.so")):
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
@@ -115,6 +115,16 @@ def _session_ends_with_its_test():
     yield
     if not before:
         _shutdown()
+
+
+@pytest.fixture(scope="module")
+def module_goes_by_value(request):
+    """Functions of the test module travel by value: workers need not be able to import it."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture(scope="module")

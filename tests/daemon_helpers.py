@@ -10,23 +10,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-import time
+
+from waiting import eventually
 
 from fastray import attach, daemon, node_state
 from fastray._native.session import Attachment
 
 END_S = 20.0
-POLL_S = 0.003
-
-
-def eventually(condition, seconds=30.0):
-    """Polls until `condition()` is true; its value, false when it never was."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value or time.monotonic() > deadline:
-            return value
-        time.sleep(POLL_S)
 
 
 class Daemon:

@@ -22,6 +22,7 @@ from fastray._native.cpp cimport (
     word_gen,
 )
 from fastray._native.object_ref cimport ObjectRef, check_ref, session
+from fastray._native.values import name_of
 
 STATES = ("freed", "waiting", "ready", "running", "done", "failed", "promised", "lost")
 
@@ -60,6 +61,6 @@ def row(Handle h):
         arguments = [handles[i] for i in range(deps)]
         if deps + refs and not w & kFlagRefs:
             arguments = None
-    name = "" if r.kind == kObject else (<bytes>session.process.segment().function(r.function).name).decode()
+    name = "" if r.kind == kObject else name_of(r.function)
     return (kind, STATES[<int>state_of(w)], name, size, r.attempts,
             session.process.segment().function(r.function).max_retries, arguments)

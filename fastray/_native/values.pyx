@@ -296,7 +296,7 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
 
 
 cdef str function_name(Record* r):
-    return (<bytes>session.process.segment().function(r.function).name).decode("utf-8", "replace")
+    return name_of(r.function)
 
 
 cdef object lost_error(bytes data):

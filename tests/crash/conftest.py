@@ -14,9 +14,5 @@ if HERE not in sys.path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _module_goes_by_value(request):
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
+def _by_value(module_goes_by_value):
+    """Functions of the test module travel by value."""

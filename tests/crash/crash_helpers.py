@@ -49,24 +49,23 @@ def marks(path):
     return len(Path(path).read_text()) if Path(path).exists() else 0
 
 
-class Killer(threading.Thread):
-    """Kills one of the actors every few milliseconds until it is stopped."""
+class PidKiller(threading.Thread):
+    """Kills the `victim()` (a pid, 0 for nobody) after each `pause_s()` until it is stopped."""
 
-    def __init__(self, actors, every_s, seed=SEED):
+    def __init__(self, seed=SEED):
         super().__init__(daemon=True)
-        self.actors, self.every_s = actors, every_s
         self.random = random.Random(seed)
         self.kills = 0
         self._stop_now = threading.Event()
 
     def run(self):
-        while not self._stop_now.wait(self.random.random() * 2 * self.every_s):
-            pid = pid_of(self.random.choice(self.actors))
+        while not self._stop_now.wait(self.pause_s()):
+            pid = self.victim()
             if pid:
                 try:
                     os.kill(pid, signal.SIGKILL)
                     self.kills += 1
-                except ProcessLookupError:
+                except ProcessLookupError:  # it left by itself
                     pass
 
     def __enter__(self):
@@ -76,3 +75,17 @@ class Killer(threading.Thread):
     def __exit__(self, *_exc):
         self._stop_now.set()
         self.join()
+
+
+class Killer(PidKiller):
+    """Kills one of the actors every few milliseconds until it is stopped."""
+
+    def __init__(self, actors, every_s, seed=SEED):
+        super().__init__(seed)
+        self.actors, self.every_s = actors, every_s
+
+    def pause_s(self):
+        return self.random.random() * 2 * self.every_s
+
+    def victim(self):
+        return pid_of(self.random.choice(self.actors))

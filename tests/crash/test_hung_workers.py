@@ -26,16 +26,9 @@ from fastray.exceptions import (
     WorkerCrashedError,
 )
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(120), pytest.mark.usefixtures("fresh_node")]
 
 LIMIT_S = 0.2
-
-
-@pytest.fixture(autouse=True)
-def session():
-    fastray.init(num_cpus=2)
-    yield
-    fastray.shutdown()
 
 
 def hang():

@@ -16,7 +16,8 @@ import sys
 
 import pytest
 from crash_helpers import SEED
-from daemon_helpers import Daemon, eventually
+from daemon_helpers import Daemon
+from waiting import eventually
 
 import fastray
 from fastray import sessions

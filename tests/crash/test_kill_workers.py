@@ -10,62 +10,37 @@ from __future__ import annotations
 
 import mmap
 import os
-import random
-import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from crash_helpers import SEED, PidKiller
 
 import fastray
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(600), pytest.mark.usefixtures("fresh_node")]
 
 TASKS = int(os.environ.get("FASTRAY_CRASH_TASKS", "200000"))
-SEED = int(os.environ.get("FASTRAY_CRASH_SEED", "1"))
 KILL_EVERY_S = 0.1
 GET_S = 100 + TASKS / 2000
 WORKER = 2  # ProcKind
 
 
-class Killer(threading.Thread):
+class Killer(PidKiller):
     """Kills a worker every 100 ms until it is stopped."""
 
     def __init__(self, seed=SEED):
-        super().__init__(daemon=True)
-        self.random = random.Random(seed)
-        self.kills = 0
-        self._stop_now = threading.Event()
-
-    def run(self):
+        super().__init__(seed)
         from fastray.runtime import current_runtime
 
-        attachment = current_runtime().attachment
-        while not self._stop_now.wait(KILL_EVERY_S):
-            pids = [row[2] for row in attachment.processes() if row[1] == WORKER]
-            if not pids:
-                continue
-            try:
-                os.kill(self.random.choice(pids), signal.SIGKILL)
-                self.kills += 1
-            except ProcessLookupError:  # it left by itself
-                pass
+        self.attachment = current_runtime().attachment
 
-    def __enter__(self):
-        self.start()
-        return self
+    def pause_s(self):
+        return KILL_EVERY_S
 
-    def __exit__(self, *_exc):
-        self._stop_now.set()
-        self.join()
-
-
-@pytest.fixture(autouse=True)
-def session():
-    fastray.init(num_cpus=2)
-    yield
-    fastray.shutdown()
+    def victim(self):
+        pids = [row[2] for row in self.attachment.processes() if row[1] == WORKER]
+        return self.random.choice(pids) if pids else 0
 
 
 @pytest.fixture

@@ -17,16 +17,9 @@ from crash_helpers import die, get, mark, marks
 import fastray
 from fastray.exceptions import ActorDiedError, TaskError, TaskTimeoutError, WorkerCrashedError
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(120), pytest.mark.usefixtures("fresh_node")]
 
 MB = 1_000_000
-
-
-@pytest.fixture(autouse=True)
-def session():
-    fastray.init(num_cpus=2)
-    yield
-    fastray.shutdown()
 
 
 def error_of(ref, kind=WorkerCrashedError):

@@ -18,13 +18,8 @@ if HERE not in sys.path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _module_goes_by_value(request):
+def _by_value(module_goes_by_value):
     """Functions of the test module travel by value."""
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(request.module)
-    yield
-    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture

@@ -17,18 +17,7 @@ import textwrap
 import time
 from pathlib import Path
 
-WAIT_S = 30.0  # more than anything here takes on a loaded machine; never reached when all is well
-POLL_S = 0.003
-
-
-def eventually(condition, seconds=WAIT_S):
-    """Polls until `condition()` is true; its value, false when it never was."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value or time.monotonic() > deadline:
-            return value
-        time.sleep(POLL_S)
+from waiting import WAIT_S, eventually
 
 
 def wait_for_gate(path, seconds=WAIT_S):
@@ -58,6 +47,15 @@ def tally(path):
         return Path(path).read_text().split()
     except FileNotFoundError:
         return []
+
+
+def twice(session, program):
+    """Results of two sessions that run the same program."""
+    results = []
+    for _ in range(2):
+        with session():
+            results.append(program())
+    return results
 
 
 def processes():

@@ -12,7 +12,7 @@ import random
 
 import numpy as np
 import pytest
-from integration_helpers import note, tally
+from integration_helpers import note, tally, twice
 
 import fastray
 
@@ -34,15 +34,6 @@ def session(tmp_path):
         return fastray.init(num_cpus=2, durable=tmp_path / "durable", **options)
 
     return begin
-
-
-def twice(session, program):
-    """Results of two sessions that run the same program."""
-    results = []
-    for _ in range(2):
-        with session():
-            results.append(program())
-    return results
 
 
 def test_finished_tasks_are_not_run_again(session, runs):

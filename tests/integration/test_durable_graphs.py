@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
-from integration_helpers import note, tally
+from integration_helpers import note, tally, twice
 
 import fastray
 
@@ -26,15 +26,6 @@ def session(tmp_path):
 
 def logs(tmp_path):
     return [path for path in sorted((tmp_path / "durable").iterdir()) if path.name.startswith(("log-", "base-"))]
-
-
-def twice(session, program):
-    """Results of two sessions that run the same program."""
-    results = []
-    for _ in range(2):
-        with session():
-            results.append(program())
-    return results
 
 
 def test_dependencies_count_by_their_values(session, runs):

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemon_helpers import eventually
 from integration_helpers import GONE_S, is_alive, marked_pids, program_environment
+from waiting import eventually
 
 import fastray
 
