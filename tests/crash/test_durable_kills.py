@@ -121,7 +121,8 @@ def disturb(driver, choice, seconds):
     kills, deadline = 0, time.monotonic() + seconds
     while time.monotonic() < deadline and driver.poll() is None:
         time.sleep(choice.random() * 0.05)
-        for pid in choice.sample(workers_of(driver), k=min(1, len(workers_of(driver)))):
+        workers = workers_of(driver)  # once: they come and go
+        for pid in choice.sample(workers, k=min(1, len(workers))):
             try:
                 os.kill(pid, signal.SIGKILL)
                 kills += 1
