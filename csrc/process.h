@@ -396,7 +396,7 @@ class Process {
   std::unique_ptr<LineageFile> file_;
   size_t filing_from_ = 0, evicted_ = 0;  // see file_lineage
   uint32_t filed_again_ = 0;     // of filed_, those that came back
-  uint64_t released_bytes_ = 0;  // payloads given back since a holder was woken
+  std::vector<uint64_t> released_bytes_;  // by slot: payloads of it given back since it was woken for that
   bool sweeping_lineage_ = false;
   std::deque<Handle> lineage_;   // our tasks that hold their arguments, oldest first
   std::unordered_map<Handle, std::vector<Handle>> dependents_;  // big results of ours: finished tasks that hold them

@@ -266,13 +266,16 @@ void Process::release_parts(Record& r, uint64_t w, Handle h, std::vector<Handle>
   if (maker >= 0 && static_cast<uint32_t>(maker) != slot_) wake_process(segment_, static_cast<uint32_t>(maker));
 }
 
-// Before the payload `block` is released: the process whose memory it is, when enough has come together that it is
-// worth waking, or `in_any_case`; else -1.
+// Before the payload `block` is released: the process whose memory it is, when enough of its memory has come together
+// that it is worth waking, or `in_any_case`; else -1.
 int Process::maker_to_wake(Offset block, bool in_any_case) {
-  released_bytes_ += view_payload(segment_, block).header->total_bytes;
-  if (released_bytes_ < kWakeBytes && !in_any_case) return -1;
-  released_bytes_ = 0;
-  return static_cast<int>(ObjectAllocator::holder(segment_, block));
+  uint32_t maker = ObjectAllocator::holder(segment_, block);
+  if (maker >= released_bytes_.size()) released_bytes_.resize(maker + 1);
+  uint64_t& released = released_bytes_[maker];
+  released += view_payload(segment_, block).header->total_bytes;
+  if (released < kWakeBytes && !in_any_case) return -1;
+  released = 0;
+  return static_cast<int>(maker);
 }
 
 // One block at a time: announced, unlinked, released (see object_allocator.h). Killed anywhere in between, the

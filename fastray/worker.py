@@ -86,8 +86,7 @@ def left_here(code: object) -> WorkerCrashedError:
 
 def show_gpus(mask: int) -> None:
     """The tasks that run from now on see the GPUs in `mask`, by index among those the driver sees."""
-    visible = os.environ.get("FASTRAY_DRIVER_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    os.environ.setdefault("FASTRAY_DRIVER_GPUS", visible)
+    visible = os.environ.setdefault("FASTRAY_DRIVER_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     names = [name for name in visible.split(",") if name]
     chosen = [names[i] if i < len(names) else str(i) for i in range(32) if mask >> i & 1]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)

@@ -133,6 +133,20 @@ def test_gpus_are_given_out_by_index(tmp_path):
     assert fastray.get_gpu_ids() == []
 
 
+def test_a_worker_that_had_one_gpu_sees_two_when_it_gets_two():
+    @fastray.remote(num_gpus=1)
+    def one():
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    @fastray.remote(num_gpus=2)
+    def both():
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    for _ in range(12):  # whichever worker runs the second has run the first before, sooner or later
+        assert fastray.get(one.remote(), timeout=GET_S) in ("0", "1")
+        assert fastray.get(both.remote(), timeout=GET_S) == "0,1"
+
+
 def test_a_class_whose_lease_went_while_the_node_fell_asleep_is_served():
     half = fastray.remote(num_cpus=0.5)(abs)
     for i in range(25):  # an idle lease goes back after 50 ms, the node sleeps after 50 ms: around both
