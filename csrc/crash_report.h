@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "flight_recorder.h"
-#include "types.h"
+#include "types_actor.h"
 
 namespace fastray {
 

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "types.h"
+#include "types_actor.h"
 
 namespace fastray::death_policy {
 

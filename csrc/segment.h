@@ -6,7 +6,7 @@
 #include <string>
 
 #include "flight_recorder.h"
-#include "types.h"
+#include "types_actor.h"
 
 namespace fastray {
 
