@@ -124,6 +124,7 @@ bool LocalScheduler::look_at_classes() {
   for (uint32_t c = 0; c < used; ++c) {
     Class& cls = segment_.cls(c);
     if (cls.state.load(std::memory_order_acquire) != kEntryUsed) continue;  // SYNC POINT: class-entry
+    if (cls.routed) continue;  // the node agent's
     if (!state_->knows_class(c)) {
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(cls.demand[i]);

@@ -9,6 +9,7 @@
 //   process_returns.cpp   several returns, streams
 //   process_lineage.cpp   what finished tasks keep alive; lost results, computed again
 //   process_filed.cpp     lineage over its budget: in a file
+//   process_away.cpp      values that are on other nodes, and tasks that the node agent takes
 //   process_borrow.cpp    ledger: what this process borrows; limbo: what others borrow from it
 //   process_actors.cpp    creating actors, their calls in order, those in flight, their log
 //   process_wait.cpp      sleeping and waking
@@ -125,6 +126,22 @@ class Process {
   void recover(Handle h);
   // The same for a return value whose task is running again: kLost -> kPromised.
   bool revive(Handle promise);
+  // ---- values on other nodes ------------------------------------------------------------------
+  bool is_away(Handle h) const;
+  static Away away_of(const Record& r);
+  // A record of ours whose value is there, held once; 0: no room.
+  Handle make_mirror(const Away& away);
+  bool seal_away(Handle h, const Away& away);
+  bool seal_promise_away(Handle h, const Away& away);
+  void ask_for(Handle h);
+  bool unask(Handle h);
+  // The node agent's part: tasks it takes from this class, values that were asked for, tasks it gives back.
+  size_t claim_many(uint32_t cls, size_t n, std::vector<Handle>* claimed);
+  void take_asked(std::vector<Handle>* asked);
+  uint64_t waiting_in(uint32_t cls) const;
+  bool put_back(Handle h, uint32_t cls);
+  Wake sleep_for_classes(const uint32_t* classes, size_t n, uint32_t seen, int64_t timeout_ns);
+
   // From the reaper: goes on with what a dead process was recovering.
   void recover_again(Handle root, uint32_t dead);
 
@@ -203,6 +220,8 @@ class Process {
     uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     return state_of(w) == kLost && word_gen(w) == gen_of(h);
   }
+  // Nobody here has its value: who waits for it has to recover it.
+  static bool is_gone(uint64_t w) { return state_of(w) == kLost || state_of(w) == kAway; }
   // Marks each of them so that its completion wakes us; true when one is sealed already. GIL held.
   bool mark_awaited(const Handle* handles, size_t n);
   // Sleeps until one of the (marked) handles is sealed. Any thread, GIL released.
@@ -304,6 +323,12 @@ class Process {
   }
   void keep_actor(Record& r, Handle h);
   bool actor_is_over(const Record& r, Handle h) const;
+  bool clustered() const { return segment_.header().clustered.load(std::memory_order_relaxed) != 0; }
+  bool needs_away(const Record& r) const;
+  void push_asked(Handle h);
+  bool become_away(Handle h, uint64_t w, const Away& away);
+  bool forget_away(Record& r, Handle h);
+  std::vector<Queue*> queues_of(uint32_t cls) const;
   bool keeps_arguments(const Record& r, uint64_t w) const;
   bool next_attempt(Handle h, State state);
   bool made_ready(Record& r, Handle h);

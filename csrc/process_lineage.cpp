@@ -100,13 +100,14 @@ bool Process::keep_lineage(Handle h, const Handle* handles, uint32_t deps, uint3
     const Record& a = segment_.record(handles[i]);
     uint64_t w = a.state.load(std::memory_order_acquire);
     if (i >= deps && (!is_settled(w) || a.kind == kActor)) return false;
-    if (!(w & kFlagResultHeap)) continue;
+    if (!(w & kFlagResultHeap) && state_of(w) != kAway) continue;
     if (!can_be_made_again(a, w)) return false;
     big = true;
   }
   if (!big) return true;
   for (uint32_t i = 0; i < deps + refs; ++i) {
-    if (!(segment_.record(handles[i]).state.load(std::memory_order_relaxed) & kFlagResultHeap)) continue;
+    uint64_t w = segment_.record(handles[i]).state.load(std::memory_order_relaxed);
+    if (!(w & kFlagResultHeap) && state_of(w) != kAway) continue;
     dependents_[handles[i]].push_back(h);
     only_lineage_may_hold(handles[i]);
   }
@@ -135,9 +136,11 @@ bool Process::can_rerun(const Record& task) const {
 
 // A finished result of ours (its word is w) that its task can make again, as far as its own record says.
 bool Process::can_be_made_again(const Record& r, uint64_t w) const {
-  if (r.owner != slot_ || state_of(w) != kDone || (w & kFlagMulti)) return false;
+  bool away = state_of(w) == kAway;
+  if (r.owner != slot_ || (state_of(w) != kDone && !away) || (w & kFlagMulti)) return false;
   const Record& task = r.kind == kPromise ? segment_.record(r.args_heap.offset) : r;
-  if (!can_rerun(task) || view_payload(segment_, r.result_heap.offset).header->references != 0) return false;
+  if (!can_rerun(task)) return false;
+  if (!away && view_payload(segment_, r.result_heap.offset).header->references != 0) return false;
   uint32_t deps, refs;
   (void)argument_handles(segment_, task, &deps, &refs);
   return deps + refs == 0 || (task.state.load(std::memory_order_relaxed) & kFlagRefs);
@@ -172,9 +175,10 @@ void Process::sweep_evictable() {
     uint64_t w = r.state.load(std::memory_order_acquire);
     auto found = dependents_.find(h);
     if (word_gen(w) != gen_of(h) || r.owner != slot_ || found == dependents_.end()) continue;
-    if (r.pins != found->second.size() || !(w & kFlagResultHeap) || !can_be_made_again(r, w)) continue;
+    bool away = state_of(w) == kAway;
+    if (r.pins != found->second.size() || (!(w & kFlagResultHeap) && !away) || !can_be_made_again(r, w)) continue;
     if (named.count(h) == 0) {
-      if (!is_walked(w) && drop_data(r, h)) continue;
+      if (!is_walked(w) && (away ? forget_away(r, h) : drop_data(r, h))) continue;
       evictable_epoch_ = 0;  // not for the ledgers: look again at the next sweep
     }
     evictable_.push_back(h);
@@ -269,6 +273,8 @@ void Process::recover_one(std::vector<Lost>* lost, size_t i) {
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);
   if (word_gen(w) != gen_of(h)) return;
+  if (is_asked(w)) return;
+  if (state_of(w) == kAway) return ask_for(h);
   if (r.kind == kPromise && (state_of(w) == kLost || state_of(w) == kPromised)) return run_producer(lost, i);
   if (state_of(w) != kLost) return;
   if (r.kind != kTask) return give_up(h, kLostNoTask, *lost, i);
@@ -285,7 +291,8 @@ void Process::run_producer(std::vector<Lost>* lost, size_t i) {
   Handle task = p.args_heap.offset;
   Record& r = segment_.record(task);
   for (;;) {
-    if (state_of(p.state.load(std::memory_order_acquire)) != kPromised) return;
+    uint64_t promise = p.state.load(std::memory_order_acquire);
+    if (state_of(promise) != kPromised || is_asked(promise)) return;
     uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     if (is_walked(w)) {
       sched_yield();  // its edges are being walked: a few stores, or the reaper does it
@@ -389,7 +396,8 @@ void Process::recover_again(Handle root, uint32_t dead) {
     Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);
     if (word_gen(w) != gen_of(h)) continue;
-    if (r.kind == kPromise && state_of(w) == kPromised) lost.push_back(Lost{r.args_heap.offset, static_cast<int32_t>(i)});
+    if (is_asked(w)) push_asked(h);  // perhaps it was never queued
+    if (r.kind == kPromise && state_of(w) == kPromised && !is_asked(w)) lost.push_back(Lost{r.args_heap.offset, static_cast<int32_t>(i)});
     // also of what went on since: one of them may be failed without everybody being told
     for (Handle d : dependencies_of(h)) lost.push_back(Lost{d, static_cast<int32_t>(i)});
     if (state_of(w) == kWaiting) {

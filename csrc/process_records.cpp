@@ -186,7 +186,7 @@ void Process::drop_generic(Handle h) {
     return;
   }
   if ((w & kFlagShared) && --r.pins > 0) {
-    if (w & kFlagResultHeap) only_lineage_may_hold(h);
+    if ((w & kFlagResultHeap) || state_of(w) == kAway) only_lineage_may_hold(h);
     return;
   }
   free_record(h);

@@ -68,8 +68,10 @@ bool Process::publish_waiting(Record* r, Handle h, uint64_t flags) {
 bool Process::advance(Record& d, Handle h, uint64_t w, uint32_t stage) {
   uint32_t n, refs;
   const Handle* deps = argument_handles(segment_, d, &n, &refs);
+  bool away_counts = d.kind == kTask && !is_actor_class(d.cls);
   for (;;) {
-    while (stage < n && sealed(deps[stage])) ++stage;
+    // what is away counts as done: the task is routed (push_ready), unless it is an actor's call
+    while (stage < n && (sealed(deps[stage]) || (away_counts && is_away(deps[stage])))) ++stage;
     State next_state = stage < n ? kWaiting : kReady;
     uint32_t holder = stage < n ? stage & 0xFFF : 0;
     uint32_t waited = word_holder(w);
@@ -79,10 +81,11 @@ bool Process::advance(Record& d, Handle h, uint64_t w, uint32_t stage) {
     }
     if (next_state == kReady) return made_ready(d, h);
     if (!add_edge(deps[stage], kEdgeRecord, index_of(h), gen_of(h), stage)) {
-      if (is_lost(deps[stage])) lost_.push_back(Lost{deps[stage], -1});
-      return true;
+      bool away = is_away(deps[stage]);
+      if (is_lost(deps[stage]) || (away && !away_counts)) lost_.push_back(Lost{deps[stage], -1});
+      if (!away || !away_counts) return true;
     }
-    // sealed before the edge was seen: go on ourselves, unless the sealer did
+    // sealed (or away) before the edge was seen: go on ourselves, unless the sealer did
     w = d.state.load(std::memory_order_acquire);
     if (state_of(w) != kWaiting || word_gen(w) != gen_of(h) || word_holder(w) != (stage & 0xFFF)) return true;
     ++stage;
@@ -115,8 +118,8 @@ bool Process::add_edge(Handle on, EdgeKind kind, uint32_t target, uint32_t gen, 
 }
 
 bool Process::push_ready(Handle h) {
-  uint16_t cls = segment_.record(h).cls;
-  QueueProducer* q = producer(cls);
+  const Record& r = segment_.record(h);
+  QueueProducer* q = producer(clustered() && !is_actor_class(r.cls) && needs_away(r) ? kRouteClass : r.cls);
   if (q == nullptr || !q->push(h)) return false;
   notify(*q);
   return true;

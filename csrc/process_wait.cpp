@@ -134,7 +134,7 @@ bool Process::mark_awaited(const Handle* handles, size_t n) {
       any = true;
       continue;
     }
-    if (state_of(w) == kLost) recover(handles[i]);
+    if (is_gone(w)) recover(handles[i]);
     if (r.owner == slot_) {
       if (w & kFlagAwaited) continue;
       // SYNC POINT: record-state (either we see the seal, or the sealer sees the mark)

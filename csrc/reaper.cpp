@@ -54,6 +54,7 @@ void Reaper::for_each_class(Visit&& visit) {
   for (uint32_t c = 0; c < classes; ++c) visit(segment_.cls(c));
   uint32_t actors = segment_.header().actors_used.load(std::memory_order_acquire);
   for (uint32_t a = 0; a < actors; ++a) visit(segment_.cls(kActorClass + a));
+  for (uint32_t c : {kRouteClass, kFetchClass}) visit(segment_.cls(c));
 }
 
 // ---- tasks -----------------------------------------------------------------------------------------
@@ -70,6 +71,7 @@ std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
       if (h != 0 && index_of(h & ~kFlightWaiting) < kRecordsMax) held.push_back(h);
     }
   }
+  if (segment_.proc(slot).kind == kProcAgent) claimed_by(slot, &held);
   Handle claim = segment_.proc(slot).claim.load(std::memory_order_acquire);
   bool named = std::any_of(held.begin(), held.end(), [&](Handle h) { return (h & ~kFlightWaiting) == claim; });
   if (claim != 0 && index_of(claim) < kRecordsMax && !named) held.push_back(claim);
@@ -77,6 +79,19 @@ std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
     return segment_.record(a & ~kFlightWaiting).id < segment_.record(b & ~kFlightWaiting).id;
   });
   return held;
+}
+
+// The node agent holds many claims, which stand in no list; what was asked of it is lost, and computed again.
+void Reaper::claimed_by(uint32_t slot, std::vector<Handle>* held) {
+  uint32_t end = segment_.header().chunks_used.load(std::memory_order_acquire) * kChunkRecords;
+  std::vector<Handle> asked;
+  for (uint32_t i = 1; i < end; ++i) {
+    uint64_t w = segment_.record(i).state.load(std::memory_order_acquire);
+    if (state_of(w) == kClaimed && word_holder(w) == slot) held->push_back(make_handle(i, word_gen(w)));
+    if (is_asked(w)) asked.push_back(make_handle(i, word_gen(w)));
+  }
+  for (Handle h : asked)
+    if (node_.unask(h)) node_.recover(h);
 }
 
 // The node's queue of an actor is served first, from its head: what was in flight at this death goes before what
@@ -149,7 +164,7 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
            fate == TaskFate::kCancelled ? nullptr : &crash);
     }
   }
-  if (is_sealed(r.state.load(std::memory_order_acquire))) announce(r, h);
+  if (is_settled(r.state.load(std::memory_order_acquire))) announce(r, h);
 }
 
 // Its claim becomes ours by a swap, so that Process::seal accepts it. The node runs no tasks: a claim by
@@ -288,6 +303,7 @@ void Reaper::retire_queues(uint32_t slot) {
       Handle h = task_queue::peek(segment_, q, p);
       if (h == 0 || index_of(h) >= kRecordsMax) continue;
       uint64_t w = segment_.record(h).state.load(std::memory_order_acquire);
+      if (is_asked(w) && word_gen(w) == gen_of(h)) node_.push_asked(h);
       bool waits = state_of(w) == kWaiting && is_actor_class(q.cls);  // in its place among the calls
       if ((state_of(w) != kReady && !waits) || word_gen(w) != gen_of(h)) continue;
       if (over_.empty() || !is_over(segment_.record(h), slot)) (void)node_.push_ready(h);

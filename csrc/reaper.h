@@ -88,6 +88,7 @@ class Reaper {
   void settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash, bool waited);
   void sort_calls(uint32_t a);
   std::vector<Handle> held_by(uint32_t slot, int actor);
+  void claimed_by(uint32_t slot, std::vector<Handle>* held);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
   void requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash);

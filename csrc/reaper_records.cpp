@@ -88,7 +88,7 @@ void Reaper::adopt_records(uint32_t slot) {
 // What nobody but the dead one could seal, and nobody else has heard of: memory of an empty() that was never
 // put, promises of a task that was not published. Their blocks go with its memory.
 bool Reaper::free_private(Record& r, uint64_t w) {
-  if (state_of(w) != kPromised) return false;
+  if (state_of(w) != kPromised || is_asked(w)) return false;
   bool unpublished = r.kind == kPromise && state_of(segment_.record(r.args_heap.offset).state.load()) == kFree;
   if (r.kind != kObject && !unpublished) return false;
   r.state.store(next_life(w), std::memory_order_release);

@@ -23,12 +23,14 @@ namespace fastray {
 using Offset = uint64_t;  // bytes from the start of the segment; 0 is "none"
 using Handle = uint64_t;  // generation << 32 | record index; 0 is "none"
 
-inline constexpr uint32_t kWireVersion = 2;
+inline constexpr uint32_t kWireVersion = 3;
 inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
 inline constexpr uint32_t kProcsMax = 4096;          // processes of a node (12 bits of a state word)
 inline constexpr uint32_t kClassesMax = 1024;        // scheduling classes of tasks
+inline constexpr uint32_t kRouteClass = kClassesMax - 1;  // of the node agent: tasks whose arguments are elsewhere
+inline constexpr uint32_t kFetchClass = kClassesMax - 2;  // and values somebody here asks for (see bridge.h)
 inline constexpr uint32_t kActorsMax = 4096;         // actors of a node, alive or still held by a handle
 inline constexpr uint32_t kActorLogEntries = 4096;   // calls between two checkpoints of an actor
 inline constexpr uint32_t kRecordsMax = 1u << 25;    // 33.5 million records: 4 GiB when all in use
@@ -61,6 +63,7 @@ enum State : uint32_t {
   kFailed = 5,   // sealed: result line holds an error
   kPromised = 6, // result comes from another record's run (several returns, stream items)
   kLost = 7,     // was kDone, its data is gone: computed again when somebody asks (see process_lineage.cpp)
+  kAway = 8,     // done, its value is on another node, where Away says: brought when somebody asks (process_away.cpp)
 };
 
 enum Flag : uint64_t {
@@ -88,10 +91,15 @@ constexpr uint32_t word_gen(uint64_t w) { return static_cast<uint32_t>(w >> kGen
 constexpr uint32_t word_holder(uint64_t w) { return (w & kHolderMask) >> kHolderShift; }
 constexpr bool is_sealed(uint64_t w) { return state_of(w) == kDone || state_of(w) == kFailed; }
 // No run of it is going on or due: its owner may free it.
-constexpr bool is_settled(uint64_t w) { return is_sealed(w) || state_of(w) == kLost; }
-// Holder of a sealed record whose edges are still being walked: it must not be freed yet.
+constexpr bool is_settled(uint64_t w) { return is_sealed(w) || state_of(w) == kLost || state_of(w) == kAway; }
+// Holder of a sealed (or away) record whose edges are still being walked: it must not be freed yet.
 inline constexpr uint32_t kWalking = 0xFFF;
-constexpr bool is_walked(uint64_t w) { return is_sealed(w) && word_holder(w) == kWalking; }
+constexpr bool is_walked(uint64_t w) {
+  return (is_sealed(w) || state_of(w) == kAway) && word_holder(w) == kWalking;
+}
+// Holder of a promised record that was away and is asked for: the node agent brings it.
+inline constexpr uint32_t kAsked = 0xFFE;
+constexpr bool is_asked(uint64_t w) { return state_of(w) == kPromised && word_holder(w) == kAsked; }
 // The word of a record that was freed: the next generation, never 0.
 constexpr uint64_t next_life(uint64_t w) {
   uint32_t gen = word_gen(w) + 1;
@@ -190,12 +198,18 @@ struct Stream {
   uint64_t error;                  // payload with the error when the task itself failed
   std::atomic<uint64_t> last;      // producer: item number `produced` - 1
 };
+// Where the value of a record in state kAway is.
+struct Away {
+  uint64_t node;    // number of the node that has it
+  uint64_t handle;  // of the record there, which somebody there holds for us
+  uint64_t bytes;   // about so long
+};
 // What stands in the arguments of a stream's item.
 struct Item {
   std::atomic<uint64_t> next;  // handle of the item after it
   uint64_t number;
 };
-static_assert(sizeof(Returns) <= kInlineResult && sizeof(Stream) <= kInlineResult && sizeof(Item) <= kInlineArgs);
+static_assert(sizeof(Away) <= kInlineResult && sizeof(Returns) <= kInlineResult && sizeof(Stream) <= kInlineResult && sizeof(Item) <= kInlineArgs);
 
 // First byte of a result in state kFailed.
 enum ErrorCode : uint8_t {
@@ -244,7 +258,7 @@ enum ProcState : uint32_t {
   kProcAlive = 2,
   kProcDead = 3,      // kernel-confirmed; the reaper is at work or left records to adopt
 };
-enum ProcKind : uint32_t { kProcNode = 0, kProcDriver = 1, kProcWorker = 2 };
+enum ProcKind : uint32_t { kProcNode = 0, kProcDriver = 1, kProcWorker = 2, kProcAgent = 3 };
 inline constexpr uint32_t kPrivateDriver = 1;  // slot of the driver that started the node; 0 is the node's
 
 struct alignas(kCacheLine) Proc {
@@ -326,6 +340,7 @@ struct Class {
   uint64_t demand[kResourcesMax];  // in 1/10000 of a unit, by resource index
   std::atomic<uint32_t> leases;    // workers leased to it (the node writes)
   std::atomic<uint32_t> changes;   // bumped when a process becomes a producer
+  uint32_t routed;                 // 1: not for workers here, the node agent says where its tasks run
   uint32_t job;                    // whose it is; 0: everybody's
   alignas(kCacheLine) ProcSet sleeping;   // leased workers that sleep; whoever clears a bit must wake
   alignas(kCacheLine) ProcSet polling;    // leased workers that look for work, or were just woken
@@ -395,6 +410,9 @@ struct Header {
   uint32_t membarrier;                   // sleepers fence for everyone (see os.h)
   uint32_t lineage_tasks;                // budgets of each process: kLineageTasksMax, kLineageFileBytesMax, or less
   uint64_t lineage_file_bytes;
+  std::atomic<uint32_t> agent_slot;      // process slot of the node agent; 0: there is none
+  std::atomic<uint32_t> clustered;       // 1 once there was one: values may be away
+  uint64_t node_number;                  // of this node in its cluster; 0 as long as it is in none
   std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
   Resource resources[kResourcesMax];
 };

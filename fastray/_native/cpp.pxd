@@ -14,6 +14,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     ctypedef uint64_t Offset
     ctypedef uint64_t Handle
     uint32_t kProcsMax, kClassesMax, kFunctionsMax, kResourcesMax, kActorsMax, kActorLogEntries, kActorClass
+    uint32_t kRouteClass, kFetchClass
     size_t kInlineArgs, kInlineResult
     uint8_t kArgsInHeap
     uint64_t kFlagsMask
@@ -24,7 +25,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     uint32_t word_holder(uint64_t w)
     cbool is_sealed(uint64_t w)
     enum State:
-        kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised, kLost
+        kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised, kLost, kAway
     enum Flag:
         kFlagDetached, kFlagBorrowed, kFlagShared, kFlagArgHeap, kFlagResultHeap, kFlagAwaited
         kFlagEdges, kFlagCancel, kFlagRefs, kFlagMulti

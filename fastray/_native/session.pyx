@@ -30,6 +30,7 @@ from fastray._native.cpp cimport (
     kBlockBlob,
     kClassesMax,
     kEntryUsed,
+    kFetchClass,
     kFunctionsMax,
     kJobRunning,
     kJobsKept,
@@ -338,7 +339,7 @@ cdef class Attachment:
         wanted += [0] * (<int>kResourcesMax - len(wanted))
         cdef uint32_t c, i, expected, used
         cdef Class* cls
-        for c in range(kClassesMax):
+        for c in range(kFetchClass):  # those from there on are the node agent's
             cls = &self.segment.cls(c)
             expected = EMPTY
             if cls.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
@@ -462,7 +463,7 @@ cdef class Attachment:
         """Name of the state, attempts, name of the function: for `fastray why` and tests."""
         check_ref(ref)
         cdef Record* r = &session.records[index_of(ref.handle)]
-        names = ("free", "waiting", "ready", "running", "done", "failed", "promised", "lost")
+        names = ("free", "waiting", "ready", "running", "done", "failed", "promised", "lost", "away")
         return names[<int>state_of(r.state.load())], r.attempts, self.function_name(r.function)
 
     def handle_of(self, ObjectRef ref):

@@ -24,6 +24,7 @@ from fastray._native.cpp cimport (
     kFailed,
     kFlagMulti,
     kFlagResultHeap,
+    kAway,
     kLost,
     kNoEvent,
     kTask,
@@ -248,7 +249,7 @@ cdef int raise_failed(list refs, Py_ssize_t first) except -1:
             continue
         if state_of(r.state.load()) == kFailed:
             read_value(ref.handle, r)
-        if state_of(r.state.load()) == kLost:
+        if state_of(r.state.load()) == kLost or state_of(r.state.load()) == kAway:
             session.process.recover(ref.handle)
     return 0
 
