@@ -72,6 +72,12 @@ MUTANTS = [
         "|| w.revoking)",
     ),
     Mutant(
+        "workers that come are not counted",
+        "scheduler_state.cpp",
+        " && coming_to(cls, now) < c.tasks ? 1 : 0;",
+        " ? 1 : 0;",
+    ),
+    Mutant(
         "idle leases of other classes are kept",
         "scheduler_state.cpp",
         "if (now - w.since >= kIdleLeaseNs)\n",

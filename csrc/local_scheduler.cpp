@@ -133,16 +133,18 @@ bool LocalScheduler::look_at_classes() {
     }
     if (state_->leases(c) == 0 && !proc_set::has(cls.sleeping, 0)) state_->class_stand_taken(c);
     bool backlog = process_.backlog(cls);
-    uint64_t heads = 0;
+    uint64_t heads = 0, tails = 0;
     proc_set::find(cls.producers, [&](uint32_t slot) {
       uint32_t q = cls.queues[slot].load(std::memory_order_acquire);
-      if (q != 0) heads += segment_.queue(q).head.load(std::memory_order_relaxed);
+      if (q == 0) return false;
+      heads += segment_.queue(q).head.load(std::memory_order_relaxed);
+      tails += segment_.queue(q).tail.load(std::memory_order_relaxed);
       return false;
     });
     classes_[c].stuck = backlog && heads == classes_[c].heads;
     moved = moved || heads != classes_[c].heads;
     classes_[c].heads = heads;
-    state_->class_backlog(c, backlog);
+    state_->class_backlog(c, backlog, tails > heads ? tails - heads : 1);
     // A waker may have named a worker after its lease had gone: such a bit would keep others asleep.
     proc_set::find(cls.polling, [&](uint32_t slot) {
       if (segment_.proc(slot).lease.load(std::memory_order_acquire) != c + 1) proc_set::take(cls.polling, slot);
@@ -165,7 +167,8 @@ bool LocalScheduler::look_at_workers(int64_t now) {
       moved = true;
     }
     uint64_t heartbeat = p.heartbeat.load(std::memory_order_relaxed) + 1;
-    moved = moved || heartbeat != w.heartbeat;
+    bool claimed = heartbeat != w.heartbeat;
+    moved = moved || claimed;
     w.heartbeat = heartbeat;
     uint32_t lease = p.lease.load(std::memory_order_acquire);
     if (state_->is_leased(slot) && lease == 0) {
@@ -176,6 +179,7 @@ bool LocalScheduler::look_at_workers(int64_t now) {
     state_->worker_blocked(slot, blocked);
     bool idle = lease == 0 || proc_set::has(segment_.cls(lease - 1).sleeping, slot);
     state_->worker_idle(slot, idle && !blocked, now);
+    if (claimed) state_->worker_claimed(slot);
   }
   return moved;
 }

@@ -59,6 +59,7 @@ void SchedulerState::worker_blocked(uint32_t slot, bool blocked) {
 void SchedulerState::worker_idle(uint32_t slot, bool idle, int64_t now) {
   Worker& w = workers_[slot];
   if (idle && !w.idle) w.since = now;
+  if (idle != w.idle) w.coming_since = idle ? kNever : now;
   w.idle = idle;
 }
 
@@ -166,6 +167,14 @@ bool SchedulerState::has_idle(uint32_t cls) const {
   });
 }
 
+uint64_t SchedulerState::coming_to(uint32_t cls, int64_t now) const {
+  return static_cast<uint64_t>(std::count_if(slots_.begin(), slots_.end(), [&](uint32_t s) {
+    const Worker& w = workers_[s];
+    return w.cls == static_cast<int32_t>(cls) && !w.blocked && !w.revoking && w.coming_since <= now &&
+           now - w.coming_since < kComingNs;
+  }));
+}
+
 bool SchedulerState::has_backlog() const {
   for (uint32_t c = 0; c < task_classes_; ++c)
     if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
@@ -173,11 +182,11 @@ bool SchedulerState::has_backlog() const {
 }
 
 // How many more leases the class would take now.
-uint32_t SchedulerState::wanted(uint32_t cls) const {
+uint32_t SchedulerState::wanted(uint32_t cls, int64_t now) const {
   const Class& c = classes_[cls];
   if (!c.known || !feasible(cls)) return 0;
   uint32_t n = awake(cls);
-  uint32_t more = c.backlog && !has_idle(cls) ? 1 : 0;
+  uint32_t more = c.backlog && !has_idle(cls) && coming_to(cls, now) < c.tasks ? 1 : 0;
   if (cls == 0 && limits_.prestart) {
     if (n >= limits_.cpus) return more;
     // without work it takes only what nobody else is waiting for
@@ -317,18 +326,19 @@ int SchedulerState::free_worker(uint32_t env) const {
 
 void SchedulerState::serve(uint32_t cls, int64_t now) {
   Class& c = classes_[cls];
-  uint32_t want = wanted(cls);
+  uint32_t want = wanted(cls, now);
   while (want > 0 && fits_beside_claimant(cls)) {
     int slot = free_worker(c.env);
     if (slot < 0 || !grant(cls, static_cast<uint32_t>(slot), now)) break;
     c.unmet_since = -1;
     if (static_cast<int>(cls) == claimant_) find_claimant(now);  // it has its turn: who waits longest now?
     // one GPU at a time: whoever got it may take all the work, and the next decision is a millisecond away
-    want = workers_[static_cast<size_t>(slot)].gpus != 0 ? 0 : wanted(cls);
+    want = workers_[static_cast<size_t>(slot)].gpus != 0 ? 0 : wanted(cls, now);
   }
   c.waits = want != 0 && c.backlog;
   if (want == 0) {
     c.unmet_since = -1;
+    if (c.backlog) due(now + kComingNs);
     return;
   }
   uint32_t mask;
@@ -400,7 +410,7 @@ bool SchedulerState::grant(uint32_t cls, uint32_t slot, int64_t now) {
   w.cls = static_cast<int32_t>(cls);
   w.gpus = mask;
   w.gpu_units = units;
-  w.granted_at = w.since = now;
+  w.granted_at = w.since = w.coming_since = now;
   w.idle = false;
   charge(w, c, -1);
   ++c.leases;

@@ -4,6 +4,8 @@
 //   action    what to do about it: grant or revoke a lease, fork a worker, tell one to exit
 //   lease     a worker's right to claim tasks of one class; resources are counted per lease
 //   charge    what a lease takes from the node; a blocked worker's charge is without its CPU
+//   coming    a worker that was given a lease, or woken on it, and has not claimed yet: one for each task in the
+//             queues is enough
 //   line      actors that wait for resources; each gets a process of its own, with a lease for life
 //   claimant  the class that waited longest beyond kStarvedNs: nobody else is given what it needs, as long as those
 //             who run can end without it: who is blocked may wait for a task that needs just that
@@ -44,6 +46,7 @@ class SchedulerState {
   static constexpr int64_t kMs = 1000000;
   static constexpr int64_t kIdleLeaseNs = 50 * kMs;  // idle leases of other classes, surplus of class 0
   static constexpr int64_t kStarvedNs = 20 * kMs;
+  static constexpr int64_t kComingNs = 200 * kMs;  // after that it may hang: another is sent
   static constexpr int64_t kSpareEnvNs = 1000 * kMs;
   static constexpr int64_t kSpareDefaultNs = 10000 * kMs;
   static constexpr uint32_t kWorkersMax = 3000;  // that run tasks
@@ -63,7 +66,11 @@ class SchedulerState {
 
   // ---- events --------------------------------------------------------------------------------
   void class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job = 0);
-  void class_backlog(uint32_t cls, bool backlog) { classes_[cls].backlog = backlog; }
+  // `tasks`: how many stand in its queues, at most.
+  void class_backlog(uint32_t cls, bool backlog, uint64_t tasks = UINT64_MAX) {
+    classes_[cls].backlog = backlog;
+    classes_[cls].tasks = tasks;
+  }
   // Its job is over: the number may come back as another class.
   void class_gone(uint32_t cls);
   void class_stand_taken(uint32_t cls) { classes_[cls].standing = false; }
@@ -72,6 +79,8 @@ class SchedulerState {
   void worker_died(uint32_t slot);
   void worker_blocked(uint32_t slot, bool blocked);
   void worker_idle(uint32_t slot, bool idle, int64_t now);
+  // It has claimed since the last look.
+  void worker_claimed(uint32_t slot) { workers_[slot].coming_since = kNever; }
   void lease_returned(uint32_t slot, int64_t now);
   // An actor joins the line, or leaves it.
   void actor_wanted(uint32_t cls, const Units& demand, uint32_t env, uint32_t job = 0);
@@ -104,11 +113,13 @@ class SchedulerState {
     int64_t gpu_units = 0;   // charged on each of its GPUs
     int64_t since = 0;       // idle since, or without a lease since
     int64_t granted_at = 0;
+    int64_t coming_since = kNever;
   };
   struct Class {
     bool known = false, backlog = false, standing = false, waits = false;  // waits for resources or workers
     Units demand{};
     uint32_t env = 0, job = 0;
+    uint64_t tasks = 0;
     uint32_t leases = 0;
     int64_t unmet_since = -1;
   };
@@ -124,7 +135,7 @@ class SchedulerState {
   bool can_come(const Class& c) const;
   void retire_spares(int64_t now);
   void stand();
-  uint32_t wanted(uint32_t cls) const;
+  uint32_t wanted(uint32_t cls, int64_t now) const;
   bool somebody_waits() const;
   bool fits(const Class& c, const Units& free) const;
   bool fits_beside_claimant(uint32_t cls) const;
@@ -140,6 +151,7 @@ class SchedulerState {
   Units coming() const;
   uint32_t awake(uint32_t cls) const;  // leased and not blocked
   bool has_idle(uint32_t cls) const;
+  uint64_t coming_to(uint32_t cls, int64_t now) const;
   bool zero_demand(const Class& c) const;
   void due(int64_t t) {
     if (t < next_) next_ = t;

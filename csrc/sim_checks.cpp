@@ -66,6 +66,7 @@ void World::check_grant(uint32_t slot, uint32_t cls) {
   if (w.env != c.env) return violated("class %u with environment %u goes to worker %u with %u", cls, c.env, slot, w.env);
   if (w.exiting) return violated("class %u goes to worker %u, which was told to leave", cls, slot);
   if (w.actor >= 0) return violated("class %u goes to worker %u of actor %d", cls, slot, w.actor);
+  check_needed(cls);
   Units left = free_by_books();
   for (size_t i = 0; i < kResourcesMax; ++i) {
     if (c.demand[i] == 0) continue;
@@ -73,6 +74,17 @@ void World::check_grant(uint32_t slot, uint32_t cls) {
     if (left[i] < 0) return violated("resource %zu: class %u is given %lld more than there is", i, cls,
                                      static_cast<long long>(-left[i]));
   }
+}
+
+// Those that were given a lease and have not looked for work yet can take all that stands in the queues.
+void World::check_needed(uint32_t cls) {
+  if ((cls == 0 && node_.prestart) || is_actor_class(cls)) return;
+  auto comes = [&](const Worker& w) {
+    return w.charged == static_cast<int>(cls) && !w.looked && !w.revoke && now_ - w.granted_at < SchedulerState::kComingNs;
+  };
+  size_t coming = static_cast<size_t>(std::count_if(workers_.begin(), workers_.end(), comes));
+  if (coming >= classes_[cls].ready.size())
+    violated("class %u with %zu tasks gets one more worker, and %zu are coming", cls, classes_[cls].ready.size(), coming);
 }
 
 void World::add_gpus(const Worker& w, std::array<int64_t, kGpusMax>* used) const {

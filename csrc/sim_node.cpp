@@ -113,7 +113,7 @@ void World::look_at_classes() {
     c.stuck = backlog && c.heads == c.heads_seen;
     moved_ = moved_ || c.heads != c.heads_seen;
     c.heads_seen = c.heads;
-    state_.class_backlog(cls, backlog);
+    state_.class_backlog(cls, backlog, c.ready.size());
   }
 }
 
@@ -134,6 +134,8 @@ void World::look_at_workers() {
     w.charged_blocked = w.blocked;
     bool idle = w.lease == 0 || w.sleeping;
     state_.worker_idle(slot, idle && !w.blocked, now_);
+    if (w.claims != w.claims_seen) state_.worker_claimed(slot);
+    w.claims_seen = w.claims;
   }
 }
 
@@ -163,6 +165,8 @@ void World::apply(const SchedulerAction& action) {
 void World::grant(const SchedulerAction& action) {
   say("grant class %u to %u gpus %x", action.cls, action.worker, action.gpus);
   check_grant(action.worker, action.cls);
+  workers_[action.worker].granted_at = now_;
+  workers_[action.worker].looked = false;
   charge(action.worker, action.cls, action.gpus);
   Worker& w = workers_[action.worker];
   w.revoke = false;

@@ -83,6 +83,7 @@ void World::worker_looks(uint32_t slot) {
   }
   if (w.exiting) return die(slot, "as it was told");
   if (w.lease == 0) return;
+  w.looked = true;
   int task = claim(w.lease - 1);
   if (task >= 0) return start_task(slot, task);
   w.sleeping = true;
@@ -101,6 +102,7 @@ void World::start_task(uint32_t slot, int task) {
   if (t.max_retries >= 0 && t.starts > static_cast<uint32_t>(t.max_retries) + 1)
     violated("task %d starts %u times with max_retries %d", task, t.starts, t.max_retries);
   w.task = task;
+  ++w.claims;
   w.step = 0;
   w.waits_for.clear();
   after(t.duration / 2, What::kStep, slot, w.life);

@@ -100,6 +100,9 @@ struct Worker {
   uint32_t life = 0, env = 0, lease = 0, gpus = 0;
   int task = -1;
   uint32_t step = 0;
+  uint64_t claims = 0, claims_seen = 0;
+  int64_t granted_at = 0;
+  bool looked = false;          // for work, since it was given its lease
   std::vector<int> waits_for;  // children
   int actor = -1;
   // the node's books, kept here a second time
@@ -236,6 +239,7 @@ class World {
   Units free_by_books() const;
   void check();
   void check_grant(uint32_t slot, uint32_t cls);
+  void check_needed(uint32_t cls);
   void check_gpus();
   void add_gpus(const Worker& w, std::array<int64_t, kGpusMax>* used) const;
   void check_claimant(uint32_t cls, const Units& left, const std::vector<uint32_t>& served);

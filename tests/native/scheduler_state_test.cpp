@@ -265,6 +265,45 @@ void gpus_are_given_by_index() {
   EXPECT(p.at(7), "");  // no GPU is left
 }
 
+void a_worker_is_sent_for_each_task_and_no_more() {
+  Play p(4, 2);
+  p.boot(false);
+  p.state.class_seen(1, units({{kGpu, 1}}), 0);
+  p.state.class_backlog(1, true, 1);
+  EXPECT(p.at(1), "fork 6 env 0");
+  p.attach(6);
+  EXPECT(p.at(2), "grant 1 to 6 gpus 1");
+  p.state.worker_starting(7, 0);
+  p.attach(7);
+  EXPECT(p.at(3), "");  // it has not claimed yet, and is enough
+  p.state.class_backlog(1, true, 2);
+  EXPECT(p.at(4), "grant 1 to 7 gpus 2");
+  p.state.class_backlog(1, true, 1);
+  p.state.worker_claimed(6);
+  EXPECT(p.at(5), "");
+  CHECK(p.state.next_deadline() != SchedulerState::kNever);
+
+  p.state.class_seen(2, units({{kMemory, 1}}), 0);
+  p.next_slot = 11;
+  for (uint32_t slot : {8, 9, 10}) {
+    p.state.worker_starting(slot, 0);
+    p.attach(slot);
+  }
+  p.state.class_backlog(1, false);
+  p.state.class_backlog(2, true, 1);
+  EXPECT(p.at(6), "grant 2 to 8");
+  EXPECT(p.at(205), "");
+  EXPECT(p.at(206), "grant 2 to 9");  // the first hangs, it seems
+  p.state.worker_claimed(9);
+  p.state.class_backlog(2, false);
+  p.idle(8);
+  p.state.class_backlog(2, true, 1);
+  p.idle(8, false);  // woken for the task
+  EXPECT(p.at(210), "");
+  p.state.class_backlog(2, true, 5);
+  EXPECT(p.at(211), "grant 2 to 10, fork 11 env 0");
+}
+
 // The three below: found by the simulator, see docs/internals/simulation.md.
 void one_decision_gives_nothing_twice() {
   Play p(2, 1);
@@ -377,6 +416,7 @@ int main() {
   what_can_never_run_holds_up_nobody();
   another_environment_is_another_worker();
   gpus_are_given_by_index();
+  a_worker_is_sent_for_each_task_and_no_more();
   one_decision_gives_nothing_twice();
   a_claimant_does_not_hold_back_what_frees_its_resources();
   a_claimant_takes_one_turn();
