@@ -222,6 +222,7 @@ enum ErrorCode : uint8_t {
   kErrorActorDied = 7,  // followed by an ActorDeath and its texts
   kErrorActorUnavailable = 8,  // the same: it died and starts again
   kErrorLost = 9,       // followed by a LostReason and a UTF-8 message
+  kErrorAgent = 10,     // followed by a pickled FastrayError: what the node agent says
 };
 enum LostReason : uint8_t {
   kLostNoTask = 1,    // no task makes it: put(), an item of a stream
@@ -341,6 +342,7 @@ struct Class {
   std::atomic<uint32_t> leases;    // workers leased to it (the node writes)
   std::atomic<uint32_t> changes;   // bumped when a process becomes a producer
   uint32_t routed;                 // 1: not for workers here, the node agent says where its tasks run
+  uint32_t placement;              // then: function-table index of the pickled wishes (demand, strategy, labels)
   uint32_t job;                    // whose it is; 0: everybody's
   alignas(kCacheLine) ProcSet sleeping;   // leased workers that sleep; whoever clears a bit must wake
   alignas(kCacheLine) ProcSet polling;    // leased workers that look for work, or were just woken

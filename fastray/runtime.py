@@ -107,12 +107,25 @@ class Runtime:
         if index is None:
             demand = options.demand()
             problems = self._missing(demand, options)
-            if problems:
+            placement = self._placement(demand, options, bool(problems))
+            if problems and not placement:
                 from fastray.exceptions import TaskUnschedulableError
 
                 raise TaskUnschedulableError(_unschedulable("task", problems))
             environment = self._environment(options)
-            index = self._classes[key] = self.attachment.register_class(demand, environment)
+            index = self._classes[key] = self.attachment.register_class(demand, environment, placement)
+        return index
+
+    def _placement(self, demand: dict[str, int], options: TaskOptions | ActorOptions, elsewhere: bool) -> int:
+        """Function-table index of what the node agent has to know to place such tasks; 0 when workers here take them."""
+        strategy, labels = options.scheduling_strategy, options.label_selector
+        if not self.attachment.clustered or not (elsewhere or labels or not _is_local(strategy, self.node_id())):
+            return 0
+        from _blake2 import blake2b
+
+        blob = pickle.dumps((demand, strategy or "DEFAULT", dict(labels or {})))
+        digest = blake2b(blob, digest_size=16, person=b"placement").digest()
+        index: int = self.attachment.register_function(blob, digest, "placement", 4, 0, 0, 0, 0)
         return index
 
     def _missing(self, demand: dict[str, int], options: TaskOptions | ActorOptions) -> list[str]:
@@ -242,6 +255,11 @@ class Runtime:
     def namespace(self) -> str:
         given = self.options.namespace if self.options else self.driver_namespace
         return given or f"anonymous-{self.job_id()}"
+
+
+def _is_local(strategy: object, node_id: str) -> bool:
+    """Whether tasks with this strategy run on the node where they are submitted, if it can run them."""
+    return strategy in (None, "DEFAULT") or getattr(strategy, "node_id", None) == node_id
 
 
 def _unschedulable(what: str, problems: list[str]) -> str:

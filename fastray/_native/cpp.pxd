@@ -33,7 +33,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         kTask, kObject, kPromise, kItem, kActor
     enum ErrorCode:
         kErrorUser, kErrorCrashed, kErrorCancelled, kErrorStoreFull, kErrorOwnerDied, kErrorSystem
-        kErrorActorDied, kErrorActorUnavailable, kErrorLost
+        kErrorActorDied, kErrorActorUnavailable, kErrorLost, kErrorAgent
     enum BlockUse:
         kBlockRing, kBlockBlob, kBlockActor
     enum FunctionFlag:
@@ -107,12 +107,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 sleepers
     cdef cppclass ProcSet:
         pass
+    cdef cppclass Away:
+        uint64_t node, handle, bytes
     cdef cppclass Class:
         Atomic32 state
         uint32_t runtime_env
         uint64_t demand[16]
         Atomic32 leases
-        uint32_t job
+        uint32_t routed, placement, job
         ProcSet sleeping
     cdef cppclass Function:
         Atomic32 state
@@ -171,7 +173,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Offset durable
         uint32_t cpus, membarrier, lineage_tasks
         uint64_t lineage_file_bytes
-        Atomic32 limits_used
+        Atomic32 limits_used, agent_slot, clustered
+        uint64_t node_number
         Resource resources[16]
 
 cdef extern from "flight_recorder.h" namespace "fastray" nogil:
@@ -317,6 +320,15 @@ cdef extern from "process.h" namespace "fastray" nogil:
         @staticmethod
         const Handle* promise_handles(const Segment& segment, const Record& r)
         cbool sealed(Handle h)
+        cbool is_away(Handle h)
+        @staticmethod
+        Away away_of(const Record& r)
+        size_t claim_many(uint32_t cls, size_t n, vector[Handle]* claimed)
+        void take_asked(vector[Handle]* asked)
+        uint64_t waiting_in(uint32_t cls)
+        cbool put_back(Handle h, uint32_t cls)
+        cbool unask(Handle h)
+        Wake sleep_for_classes(const uint32_t* classes, size_t n, uint32_t seen, int64_t timeout_ns)
         cbool spin_until_sealed(Handle h)
         cbool mark_awaited(const Handle* handles, size_t n)
         Wake sleep_on(const Handle* handles, size_t n, uint32_t seen, int64_t timeout_ns)
@@ -414,3 +426,49 @@ cdef extern from "sim_world.h" namespace "fastray::sim" nogil:
         uint64_t digest, events, decisions, tasks, calls, forks, deaths, restarts, faults
         int64_t virtual_ns
     SimOutcome run_node(uint64_t seed, const SimLimits& limits) except +
+
+# ---- csrc/link.h ----------------------------------------------------------------------------------
+
+cdef extern from "link.h" namespace "fastray" nogil:
+    cdef cppclass Bulk "fastray::Link::Bulk":
+        Handle local, remote
+        Offset payload
+        uint32_t result_bytes
+        uint64_t flags
+    cdef cppclass LocalFunction "fastray::Link::LocalFunction":
+        uint32_t function
+        uint16_t cls
+    cdef cppclass LinkCounts "fastray::Link::Counts":
+        size_t outstanding, imports, exported, held, mirrors
+    cdef cppclass Cancel "std::pair<fastray::Handle, uint64_t>":
+        Handle first
+        uint64_t second
+    cdef cppclass Link:
+        Link(Process* process, uint64_t self, uint64_t peer)
+        size_t claim(uint32_t cls, size_t n)
+        void stage(Handle claimed)
+        vector[uint32_t] unknown_functions()
+        void describe(uint32_t function, const string& message)
+        void send_staged()
+        size_t outstanding()
+        void send_cancel(Handle task, cbool force)
+        uint64_t bytes_there(Handle task)
+        void know(uint32_t number, LocalFunction function)
+        cbool collect()
+        size_t imported()
+        Handle imported_as(uint64_t wire)
+        size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes)
+        cbool bad()
+        void fetch(Handle asked)
+        void send_message(const string& body)
+        string export_ref(Handle h)
+        Handle import_ref(const string& ref)
+        void sweep()
+        string take_out()
+        size_t out_bytes()
+        void down(const string& error)
+        vector[Bulk] take_bulk()
+        cbool finish_bulk(const Bulk& bulk, cbool complete)
+        vector[Cancel] take_cancels()
+        uint64_t peer()
+        LinkCounts counts()

@@ -197,6 +197,11 @@ cdef class Attachment:
         cdef Offset at = self.segment.header().durable
         return <size_t>(self.segment.base() + at) if at else 0
 
+    @property
+    def clustered(self):
+        """True while an agent joins this node to a cluster."""
+        return self.segment.header().agent_slot.load() != 0
+
     def ring(self):
         self.process.ring_bell()
 
@@ -331,23 +336,31 @@ cdef class Attachment:
 
     # ---- scheduling classes --------------------------------------------------------------------------
 
-    def register_class(self, dict demand, uint32_t runtime_env=0):
-        """Index of the class with this demand (1/10000 of a unit, by resource name) and runtime_env."""
+    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None):
+        """Index of the class with this demand (1/10000 of a unit, by resource name) and runtime_env.
+
+        With `placement` (function-table index of pickled wishes) its tasks are the node agent's to place. `job`: of the
+        node agent, whose tasks they are.
+        """
         cdef Header* header = &self.segment.header()
         names = list(self.resources())
         wanted = [demand.get(name, 0) for name in names]
         wanted += [0] * (<int>kResourcesMax - len(wanted))
-        cdef uint32_t c, i, expected, used
+        cdef uint32_t c, i, expected, used, agent = self.segment.header().agent_slot.load()
+        cdef uint32_t of_job = self.process.self().job if job is None else job
         cdef Class* cls
         for c in range(kFetchClass):  # those from there on are the node agent's
             cls = &self.segment.cls(c)
             expected = EMPTY
             if cls.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
                 cls.runtime_env = runtime_env
-                cls.job = self.process.self().job
+                cls.job = of_job
+                cls.routed = placement != 0
+                cls.placement = placement
                 for i in range(kResourcesMax):
                     cls.demand[i] = wanted[i]
-                proc_set_add(cls.sleeping, 0)  # the node: nobody has a lease on it yet
+                # who has to learn of it: nobody has a lease on it yet
+                proc_set_add(cls.sleeping, agent if placement else 0)
                 cls.state.store(kEntryUsed)
                 used = header.classes_used.load()
                 while used < c + 1 and not header.classes_used.compare_exchange_strong(used, c + 1):
@@ -356,7 +369,9 @@ cdef class Attachment:
                 return c
             while cls.state.load() & 0xFF == 1:
                 sched_yield()  # a few stores by a live process; the reaper resets a dead one's
-            if cls.runtime_env == runtime_env and all(cls.demand[i] == wanted[i] for i in range(kResourcesMax)):
+            if cls.runtime_env != runtime_env or cls.placement != placement or (job is not None and cls.job != job):
+                continue
+            if all(cls.demand[i] == wanted[i] for i in range(kResourcesMax)):
                 return c
         from fastray.exceptions import FunctionTableFullError
         raise FunctionTableFullError(f"more than {kClassesMax} different combinations of resources and runtime_env")
@@ -365,14 +380,17 @@ cdef class Attachment:
 
     def register_function(self, bytes blob, bytes digest, str name, uint32_t flags, int32_t max_retries,
                           int32_t returns, uint32_t max_calls, uint16_t cls, uint32_t timeout_ms=0,
-                          bint shared=False):
+                          bint shared=False, owner_job=None):
         """Index of the function variant in the function table; the same content has one entry in a job.
 
-        It goes with the job, unless `shared`: then it is the same for all jobs and stays.
+        It goes with the job (`owner_job`: that of the node agent's tasks), unless `shared`: then it is the same for all
+        jobs and stays.
         """
         cdef Header* header = &self.segment.header()
         cdef uint64_t low = int.from_bytes(digest[:8], "little"), high = int.from_bytes(digest[8:16], "little")
         cdef uint32_t f, expected, free = 0, job = 0 if shared else self.process.self().job
+        if owner_job is not None:
+            job = owner_job
         cdef Function* entry
         for f in range(1, header.functions_used.load()):
             entry = &self.segment.function(f)

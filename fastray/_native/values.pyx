@@ -31,6 +31,7 @@ from fastray._native.cpp cimport (
     Record,
     Stream,
     kErrorActorDied,
+    kErrorAgent,
     kErrorActorUnavailable,
     kErrorCancelled,
     kErrorCrashed,
@@ -288,6 +289,9 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
     if code == kErrorActorDied or code == kErrorActorUnavailable:
         from fastray.actor_errors import actor_error
         return actor_error(rest, code == kErrorActorUnavailable, function_name(r))
+    if code == kErrorAgent:
+        import pickle
+        return pickle.loads(rest)
     if code == kErrorOwnerDied:
         return exceptions.OwnerDiedError()
     if code == kErrorLost:

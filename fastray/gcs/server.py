@@ -96,15 +96,7 @@ class GcsServer:
     # ---- who may call ---------------------------------------------------------------------------------
 
     def _refusal(self, metadata: dict[str, Any]) -> tuple[Any, str] | None:
-        """(status, sentence) for a caller that is not served."""
-        if self._token:
-            given = metadata.get(wire.AUTHORIZATION, "")
-            given = given if isinstance(given, bytes) else given.encode("latin-1", "replace")
-            if not auth.matches(given, f"Bearer {self._token}"):
-                what = "the wrong token" if given else "no token"
-                return grpc.StatusCode.UNAUTHENTICATED, f"this cluster asks for its token, and got {what}"
-        problem = wire.mismatch(metadata)
-        return (grpc.StatusCode.FAILED_PRECONDITION, problem) if problem else None
+        return wire.refusal(metadata, self._token)
 
     def _methods(self) -> dict[str, Any]:
         unary = {wire.method(name): getattr(self, "_" + name.lower()) for name in wire.UNARY}

@@ -8,14 +8,17 @@ pickles and the like are opaque bytes to the store.
                 checked before a body is looked at
     method      /fastray.gcs.Gcs/NAME. Health is the standard grpc.health.v1.Health/Check
 
-Called by server.py, client.py and subscription.py.
+Called by server.py, client.py, subscription.py and fastray/transfer.
 """
 
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import msgspec
+
+from fastray.gcs import auth
 
 WIRE_VERSION = 1
 SERVICE = "fastray.gcs.Gcs"
@@ -72,6 +75,20 @@ def mismatch(given: dict[str, str]) -> str:
             "versions; use the same one on all nodes"
         )
     return ""
+
+
+def refusal(metadata: dict[str, Any], token: str) -> tuple[Any, str] | None:
+    """(status, sentence) for a caller that is not served; `token` is "" when anybody is."""
+    from grpc import StatusCode
+
+    if token:
+        given = metadata.get(AUTHORIZATION, "")
+        given = given if isinstance(given, bytes) else given.encode("latin-1", "replace")
+        if not auth.matches(given, f"Bearer {token}"):
+            what = "the wrong token" if given else "no token"
+            return StatusCode.UNAUTHENTICATED, f"this cluster asks for its token, and got {what}"
+    problem = mismatch(metadata)
+    return (StatusCode.FAILED_PRECONDITION, problem) if problem else None
 
 
 class Welcome(msgspec.Struct, array_like=True):

@@ -138,6 +138,7 @@ inline uint64_t write_value(Process& p, Handle h, Record& r, uint64_t value, siz
   memset(view.codec, 7, payload_bytes);
   memcpy(view.codec, &value, sizeof value);
   r.result_heap = HeapRef{o, payload_bytes};
+  r.result_bytes = static_cast<uint32_t>(payload_bytes);
   return kFlagResultHeap;
 }
 

@@ -1,0 +1,158 @@
+// A link: what the agents of two nodes hold for, ask of and send to each other. Part of the node agent.
+//
+//   exporter  the node where a task was submitted: its agent claims the task and sends it
+//   importer  the node that runs it: its agent submits it there, as its owner, and sends the result
+//   wire      the handle of a task at its exporter: its name in frames
+//   mirror    a record of ours that stands for one of the peer's (kAway, or with a copy of its value)
+//   held      what the peer holds for one of our records: it is told when that record is gone (kFrameRelease)
+//   exported  what we hold for the peer, and how many refs to it were sent
+//
+// Every ref that is sent is counted by its sender and by its receiver; a release says how many the receiver had. So a
+// ref on its way is never forgotten. A value of kInlineMax bytes at most travels with its ref or result; a larger one
+// stays where it is until somebody asks, and its buffers go by Flight (fastray/transfer/flight.py).
+//
+// When a link is down, both sides forget it: the exporter's tasks run again or fail, what was away is lost and
+// computed again, and the importer drops what it held. One thread (the GIL), as for Process.
+//
+//   link.cpp          refs, values, releases, the end
+//   link_tasks.cpp    tasks and results
+#pragma once
+
+#include <deque>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "link_wire.h"
+#include "process.h"
+
+namespace fastray {
+
+class Link {
+ public:
+  static constexpr uint64_t kInlineMax = 100 << 10;
+  static constexpr uint64_t kBulkMin = 1 << 20;  // buffers of a fetched value, from which on they go by Flight
+
+  struct Bulk {      // a value whose buffers are to be brought
+    Handle local;    // asked for
+    Handle remote;
+    Offset payload;
+    uint32_t result_bytes;
+    uint64_t flags;
+  };
+  struct LocalFunction {
+    uint32_t function = 0;
+    uint16_t cls = 0;
+  };
+
+  Link(Process* process, uint64_t self, uint64_t peer) : process_(*process), segment_(process->segment()), self_(self), peer_(peer) {}
+
+  // ---- exporter --------------------------------------------------------------------------------
+  // Claims up to n tasks of a class; they are sent by send_staged, when the peer knows their functions.
+  size_t claim(uint32_t cls, size_t n);
+  void stage(Handle claimed) { staged_.push_back(claimed); }
+  std::vector<uint32_t> unknown_functions();
+  void describe(uint32_t function, const std::string& message);
+  void send_staged();
+  size_t outstanding() const { return outstanding_.size(); }
+  void send_cancel(Handle task, bool force);
+  // Bytes of the arguments of a task that are at the peer.
+  uint64_t bytes_there(Handle task) const;
+
+  // ---- importer --------------------------------------------------------------------------------
+  void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
+  // Sends what has become done. True: something was.
+  bool collect();
+  size_t imported() const { return imports_.size(); }
+  Handle imported_as(uint64_t wire) const;
+
+  // ---- both ------------------------------------------------------------------------------------
+  // Applies frames. Stops behind a message (its place in *message) and returns what it took; bad(): close the link.
+  size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes);
+  bool bad() const { return bad_; }
+  void fetch(Handle asked);
+  void send_message(const std::string& body);
+  std::string export_ref(Handle h);
+  Handle import_ref(const std::string& ref);
+  // Tells the peer which of its records nobody here needs any more.
+  void sweep();
+  std::string take_out() { return std::move(writer_.out); }
+  size_t out_bytes() const { return writer_.out.size(); }
+  // The peer, or the way to it, is gone.
+  void down(const std::string& error);
+  std::vector<Bulk> take_bulk() { return std::move(bulk_); }
+  bool finish_bulk(const Bulk& bulk, bool complete);
+  std::vector<std::pair<Handle, uint64_t>> take_cancels() { return std::move(cancels_); }
+  uint64_t peer() const { return peer_; }
+  struct Counts {
+    size_t outstanding, imports, exported, held, mirrors;
+  };
+  Counts counts() const { return {outstanding_.size(), imports_.size(), exported_.size(), held_.size(), mirrors_.size()}; }
+
+ private:
+  struct Held {
+    uint64_t remote;
+    uint64_t count;
+    bool mirror;     // ours, held once by this table
+    bool idle;       // nobody else used it at the last look
+  };
+  struct Import {
+    uint64_t wire;
+    Handle local;
+    uint16_t returns;
+    bool multi;
+  };
+  struct FetchWait {
+    Handle h;
+    uint64_t tag;
+  };
+
+  // link.cpp
+  void put_ref(Handle h);
+  bool put_value(const Record& r, bool bulk_allowed);
+  Handle get_ref(Reader& in);
+  bool get_value(Reader& in, Handle h, uint64_t* flags, bool* bulk);
+  static void skip_value(Reader& in);
+  bool get_payload(Reader& in, const ValueHead& head, Handle h, uint64_t* flags, bool* bulk);
+  uint64_t value_bytes(const Record& r) const;
+  void release(Reader& in);
+  void drop_exported(Handle h, uint64_t count);
+  void on_fetch(Reader& in);
+  void on_value(Reader& in);
+  void answer_fetch(Handle h, uint64_t tag);
+  void hold_remote(Handle local, uint64_t remote, bool mirror);
+  // link_tasks.cpp
+  void put_task(Handle h);
+  void on_task(Reader& in);
+  bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
+  void refuse(uint64_t wire, ErrorCode code, const std::string& more);
+  void put_results(const Import& import);
+  void put_result(uint64_t wire, uint32_t value, Handle h);
+  void drop_import(const Import& import);
+  void on_result(Reader& in);
+  void finish(Handle task, uint32_t value, State state, Reader& in);
+  void finish_away(Handle task, uint32_t value, Reader& in);
+  bool ours(Handle task) const;
+  void fail_task(Handle task, const std::string& error);
+
+  Process& process_;
+  Segment segment_;
+  uint64_t self_, peer_;
+  Writer writer_;
+  bool bad_ = false;
+  std::vector<Handle> staged_;
+  std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash
+  std::unordered_set<Handle> outstanding_;
+  std::unordered_map<uint32_t, LocalFunction> functions_;  // of the peer's numbers
+  std::deque<Import> imports_;
+  std::unordered_map<Handle, uint64_t> exported_;  // -> refs sent
+  std::unordered_map<Handle, Held> held_;          // by our record
+  std::unordered_map<uint64_t, Handle> mirrors_;   // by the peer's handle
+  std::vector<FetchWait> fetch_waits_;
+  std::vector<Bulk> bulk_;
+  std::vector<std::pair<Handle, uint64_t>> cancels_;
+};
+
+}  // namespace fastray

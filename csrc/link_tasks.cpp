@@ -1,0 +1,327 @@
+// Tasks and their results between two nodes. See link.h.
+//
+// The exporter's record stays claimed by its agent while the importer's runs: so to everybody here the task is one
+// that a worker runs, and the agent's death, or the link's, is that worker's.
+#include <algorithm>
+
+#include "link.h"
+
+namespace fastray {
+
+// ---- the exporter sends ----------------------------------------------------------------------------------
+
+size_t Link::claim(uint32_t cls, size_t n) { return process_.claim_many(cls, n, &staged_); }
+
+std::vector<uint32_t> Link::unknown_functions() {
+  std::vector<uint32_t> unknown;
+  for (Handle h : staged_) {
+    uint32_t f = segment_.record(h).function;
+    auto it = described_.find(f);
+    bool known = it != described_.end() && it->second == segment_.function(f).hash[0];
+    if (!known && std::find(unknown.begin(), unknown.end(), f) == unknown.end()) unknown.push_back(f);
+  }
+  return unknown;
+}
+
+void Link::describe(uint32_t function, const std::string& message) {
+  described_[function] = segment_.function(function).hash[0];
+  send_message(message);
+}
+
+void Link::send_staged() {
+  for (Handle h : staged_) {
+    outstanding_.insert(h);
+    put_task(h);
+  }
+  staged_.clear();
+}
+
+void Link::put_task(Handle h) {
+  const Record& r = segment_.record(h);
+  uint32_t deps, refs;
+  const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
+  TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
+                (r.state.load(std::memory_order_acquire) & kFlagMulti) != 0, 0, 0};
+  const uint8_t* codec = r.args + (deps + refs) * sizeof(Handle);
+  PayloadView view;
+  if (r.args_bytes == kArgsInHeap) {
+    view = Process::view_payload(segment_, r.args_heap.offset);
+    codec = view.codec;
+    head.codec_bytes = view.header->codec_bytes;
+    head.buffers = view.header->buffers;
+  }
+  writer_.begin(kFrameTask);
+  writer_.put(head);
+  for (uint32_t i = 0; i < deps + refs; ++i) put_ref(handles[i]);
+  writer_.bytes(codec, head.codec_bytes);
+  for (uint32_t i = 0; i < head.buffers; ++i) writer_.put(view.buffer_bytes[i]);
+  for (uint32_t i = 0; i < head.buffers; ++i) writer_.bytes(view.buffer(i), view.buffer_bytes[i]);
+  writer_.end();
+}
+
+uint64_t Link::bytes_there(Handle task) const {
+  uint32_t deps, refs;
+  uint64_t bytes = 0;
+  const Handle* handles = Process::argument_handles(segment_, segment_.record(task), &deps, &refs);
+  for (uint32_t i = 0; i < deps; ++i)
+    if (held_.count(handles[i]) != 0) bytes += value_bytes(segment_.record(handles[i]));
+  return bytes;
+}
+
+void Link::send_cancel(Handle task, bool force) {
+  if (outstanding_.count(task) == 0) return;
+  writer_.begin(kFrameCancel);
+  writer_.put(task);
+  writer_.put(uint64_t{force});
+  writer_.end();
+}
+
+// ---- the importer runs -----------------------------------------------------------------------------------
+
+void Link::on_task(Reader& in) {
+  TaskHead head = in.get<TaskHead>();
+  size_t n = size_t{head.dependencies} + head.references;
+  if (in.bad() || n > in.left() / sizeof(RefHead) || head.buffers > in.left() / 8) return in.fail();
+  auto known = functions_.find(head.function);
+  if (known == functions_.end()) return refuse(head.wire, kErrorSystem, "its function never came");
+  std::vector<Handle> refs;
+  for (size_t i = 0; i < n && !in.bad(); ++i) refs.push_back(get_ref(in));
+  if (in.bad()) return;
+  Record* r = process_.allocate_record();
+  if (r == nullptr) return refuse(head.wire, kErrorSystem, "no room for another task on that node");
+  Handle h = process_.handle_of(r);
+  uint64_t flags = 0;
+  r->id = process_.next_id();
+  r->function = known->second.function;
+  r->cls = known->second.cls;
+  r->parent = 0;
+  r->kind = kTask;
+  r->depth = head.depth;
+  r->ret = head.returns;
+  r->attempts = 0;
+  if (!get_arguments(in, head, refs, r, h, &flags)) {
+    process_.unallocate(r);
+    uint64_t bytes = in.left();
+    if (!in.bad()) refuse(head.wire, kErrorStoreFull, std::string(reinterpret_cast<char*>(&bytes), sizeof bytes));
+    return;
+  }
+  if (head.multi && !process_.make_promises(*r, h)) {
+    if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
+    process_.unallocate(r);
+    return refuse(head.wire, kErrorSystem, "no room for its return values on that node");
+  }
+  if (head.multi) flags |= kFlagMulti | (head.returns > 1 ? uint64_t{kFlagShared} : 0);
+  for (Handle ref : refs) (void)process_.hold(ref);
+  if (n != 0) {
+    flags |= kFlagRefs;
+    process_.remember_lineage(h);
+  }
+  flags |= kFlagAwaited;  // its end wakes us
+  for (uint32_t i = 0; i < head.dependencies; ++i) process_.ask_for(refs[i]);  // it was sent here to run here
+  imports_.push_back(Import{head.wire, h, head.returns, head.multi != 0});
+  bool published = head.dependencies != 0 ? process_.publish_waiting(r, h, flags) : process_.publish(r, h, flags);
+  if (published) return;
+  imports_.pop_back();
+  for (Handle ref : refs) process_.drop(ref);
+  if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
+  process_.unallocate(r);
+  refuse(head.wire, kErrorSystem, "no room for a longer queue on that node");
+}
+
+bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h,
+                         uint64_t* flags) {
+  const uint8_t* codec = in.bytes(head.codec_bytes);
+  if (codec == nullptr) return false;
+  size_t handles = refs.size() * sizeof(Handle);
+  r->dependencies = r->references = 0;
+  if (head.buffers == 0 && handles + head.codec_bytes <= kInlineArgs) {
+    memcpy(r->args, refs.data(), handles);
+    memcpy(r->args + handles, codec, head.codec_bytes);
+    r->args_bytes = static_cast<uint8_t>(head.codec_bytes);
+    r->dependencies = static_cast<uint8_t>(head.dependencies);
+    r->references = static_cast<uint8_t>(head.references);
+    return true;
+  }
+  std::vector<uint64_t> lengths;
+  std::vector<const uint8_t*> buffers;
+  for (uint32_t i = 0; i < head.buffers; ++i) lengths.push_back(in.get<uint64_t>());
+  for (uint32_t i = 0; i < head.buffers; ++i) buffers.push_back(in.bytes(lengths[i]));
+  PayloadShape shape{refs.data(), head.dependencies, head.references, codec, head.codec_bytes, lengths.data(), head.buffers};
+  PayloadView view;
+  Offset offset = in.bad() ? 0 : process_.make_payload(shape, h, &view);
+  if (offset == 0) return false;
+  for (uint32_t i = 0; i < head.buffers; ++i) memcpy(view.buffer(i), buffers[i], lengths[i]);
+  r->args_heap = HeapRef{offset, head.codec_bytes};
+  r->args_bytes = kArgsInHeap;
+  *flags |= kFlagArgHeap;
+  return true;
+}
+
+void Link::refuse(uint64_t wire, ErrorCode code, const std::string& more) {
+  writer_.begin(kFrameResult);
+  writer_.put(ResultHead{wire, kFailed, kWholeTask});
+  writer_.put(ValueHead{static_cast<uint32_t>(more.size() + 1), 0, 0, 0});
+  std::string error(1, static_cast<char>(code));
+  error += more;
+  writer_.bytes(error.data(), error.size());
+  writer_.end();
+}
+
+// ---- the importer answers --------------------------------------------------------------------------------
+
+bool Link::collect() {
+  bool any = false;
+  for (size_t n = imports_.size(); n > 0; --n) {
+    Import import = imports_.front();
+    imports_.pop_front();
+    uint64_t w = segment_.record(import.local).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    if (state_of(w) == kLost) process_.recover(import.local);
+    bool there = is_sealed(w) || state_of(w) == kAway || word_gen(w) != gen_of(import.local);
+    if (!there) {
+      imports_.push_back(import);
+      continue;
+    }
+    put_results(import);
+    any = true;
+  }
+  for (size_t i = 0; i < fetch_waits_.size();) {
+    if (!process_.sealed(fetch_waits_[i].h)) {
+      ++i;
+      continue;
+    }
+    answer_fetch(fetch_waits_[i].h, fetch_waits_[i].tag);
+    fetch_waits_[i] = fetch_waits_.back();
+    fetch_waits_.pop_back();
+    any = true;
+  }
+  return any;
+}
+
+void Link::put_results(const Import& import) {
+  if (!import.multi) return put_result(import.wire, kWholeTask, import.local);
+  const Record& r = segment_.record(import.local);
+  State state = state_of(r.state.load(std::memory_order_acquire));
+  const Handle* promises = Process::promise_handles(segment_, r);
+  std::vector<Handle> handles(promises, promises + import.returns);
+  for (uint32_t i = 0; i < import.returns; ++i) put_result(import.wire, i, handles[i]);
+  writer_.begin(kFrameResult);
+  writer_.put(ResultHead{import.wire, static_cast<uint32_t>(state), kWholeTask});
+  writer_.put(ValueHead{0, 0, 0, 0});
+  writer_.end();
+  if (import.returns == 0) process_.drop(import.local);
+}
+
+// Our reference to h goes: with its value, or into what the peer holds.
+void Link::put_result(uint64_t wire, uint32_t value, Handle h) {
+  const Record& r = segment_.record(h);
+  uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  State state = state_of(w);
+  bool stays = state == kAway || (state == kDone && (w & kFlagResultHeap) && value_bytes(r) > kInlineMax);
+  writer_.begin(kFrameResult);
+  writer_.put(ResultHead{wire, static_cast<uint32_t>(stays ? kAway : state), value});
+  if (!stays) {
+    (void)put_value(r, false);
+    writer_.end();
+    return process_.drop(h);
+  }
+  writer_.put(RefHead{self_, h, value_bytes(r), 0, 0});
+  writer_.end();
+  auto [it, fresh] = exported_.try_emplace(h, 0);
+  if (!fresh) process_.drop(h);
+  ++it->second;
+}
+
+void Link::drop_import(const Import& import) {
+  if (!import.multi || import.returns == 0) return process_.drop(import.local);
+  const Handle* promises = Process::promise_handles(segment_, segment_.record(import.local));
+  std::vector<Handle> handles(promises, promises + import.returns);
+  for (Handle p : handles) process_.drop(p);
+}
+
+Handle Link::imported_as(uint64_t wire) const {
+  auto it = std::find_if(imports_.begin(), imports_.end(), [&](const Import& i) { return i.wire == wire; });
+  return it == imports_.end() ? 0 : it->local;
+}
+
+// ---- the exporter hears ----------------------------------------------------------------------------------
+
+bool Link::ours(Handle task) const {
+  if (index_of(task) >= kRecordsMax) return false;
+  uint64_t w = segment_.record(task).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  return state_of(w) == kClaimed && word_holder(w) == process_.slot() && word_gen(w) == gen_of(task);
+}
+
+void Link::on_result(Reader& in) {
+  ResultHead head = in.get<ResultHead>();
+  Handle task = head.wire;
+  if (in.bad() || outstanding_.count(task) == 0) return in.fail();
+  State state = static_cast<State>(head.state);
+  if (state != kDone && state != kFailed && state != kAway) return in.fail();
+  bool whole = head.value == kWholeTask;
+  if (whole) outstanding_.erase(task);
+  if (!ours(task)) return;  // its job is over; what it made there goes when the other side hears of it
+  Record& r = segment_.record(task);
+  bool multi = r.state.load(std::memory_order_relaxed) & kFlagMulti;
+  if (!whole && (!multi || head.value >= r.ret)) return in.fail();
+  process_.self().claim.store(task, std::memory_order_release);  // the reaper goes on with it after our death
+  if (whole && multi && state != kAway)
+    (void)process_.seal(task, state, 0);
+  else if (state == kAway)
+    finish_away(task, head.value, in);
+  else
+    finish(task, head.value, state, in);
+  process_.self().claim.store(0, std::memory_order_release);
+}
+
+void Link::finish_away(Handle task, uint32_t value, Reader& in) {
+  RefHead ref = in.get<RefHead>();
+  if (in.bad() || ref.node != peer_) return in.fail();
+  Away away{peer_, ref.handle, ref.bytes};
+  Handle h = value == kWholeTask ? task : Process::promise_handles(segment_, segment_.record(task))[value];
+  hold_remote(h, ref.handle, false);
+  if (value == kWholeTask)
+    (void)process_.seal_away(task, away);
+  else if (!process_.seal_promise_away(h, away))
+    (void)(process_.revive(h) && process_.seal_promise_away(h, away));
+}
+
+void Link::finish(Handle task, uint32_t value, State state, Reader& in) {
+  Record& t = segment_.record(task);
+  Handle h = value == kWholeTask ? task : Process::promise_handles(segment_, t)[value];
+  Record& r = segment_.record(h);
+  uint64_t flags = 0;
+  bool bulk;
+  if (value != kWholeTask) {
+    (void)process_.revive(h);
+    uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+    if (state_of(w) != kPromised || is_asked(w) || word_gen(w) != gen_of(h)) return;  // dropped, or there already
+  }
+  if (!get_value(in, h, &flags, &bulk)) {
+    if (in.bad()) return;
+    uint64_t bytes = in.left();
+    process_.write_error(r, kErrorStoreFull, &bytes, sizeof bytes, &flags, h);
+    state = kFailed;
+  }
+  if (value == kWholeTask)
+    (void)process_.seal(task, state, flags);
+  else
+    (void)process_.seal_promise(h, state, flags);
+}
+
+// The node that ran it is gone: again, elsewhere, or it fails with `error` (an ErrorCode and what belongs to it).
+void Link::fail_task(Handle task, const std::string& error) {
+  if (!ours(task)) return;
+  Record& r = segment_.record(task);
+  uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  int32_t most = segment_.function(r.function).max_retries;
+  process_.self().claim.store(task, std::memory_order_release);
+  if (w & kFlagCancel)
+    (void)process_.seal(task, kFailed, process_.write_failure(r, task, kErrorCancelled, nullptr, 0));
+  else if (most < 0 || r.attempts < most)
+    (void)process_.retry(task);
+  else
+    (void)process_.seal(task, kFailed, process_.write_failure(r, task, static_cast<ErrorCode>(error[0]), error.data() + 1, error.size() - 1));
+  process_.self().claim.store(0, std::memory_order_release);
+}
+
+}  // namespace fastray

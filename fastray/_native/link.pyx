@@ -1,0 +1,308 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=False
+"""The node agent's hands in shared memory: what its node wants done elsewhere (Bridge), and the links to other
+nodes (Link). csrc/link.h explains the words; fastray/transfer/ decides and moves the bytes.
+
+One thread at a time, as for everything that uses the session's Process: whoever calls holds the agent's lock.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from fastray._native.cpp cimport (
+    Bulk,
+    Cancel,
+    Class,
+    ErrorCode,
+    Function,
+    Handle,
+    Header,
+    Link as CLink,
+    LocalFunction,
+    Offset,
+    PayloadView,
+    Process,
+    Record,
+    gen_of,
+    index_of,
+    is_sealed,
+    kArgsInHeap,
+    kEntryUsed,
+    kErrorAgent,
+    kFailed,
+    kFlagResultHeap,
+    kFetchClass,
+    kRouteClass,
+    make_handle,
+    state_of,
+    word_gen,
+)
+from fastray._native.object_ref cimport session
+
+ROUTE_CLASS, FETCH_CLASS = kRouteClass, kFetchClass
+AGENT_ERROR = bytes([kErrorAgent])
+
+
+def join_cluster(uint64_t node_number):
+    """From now on this node's values may be away, and this process is its agent."""
+    cdef Header* header = &session.process.segment().header()
+    header.node_number = node_number
+    header.agent_slot.store(session.process.slot())
+    header.clustered.store(1)
+
+
+def routed_classes():
+    """(class, tasks that wait, job, placement, runtime_env, leases) of each class that is not for workers here."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t c
+    cdef Class* cls
+    rows = []
+    for c in range(header.classes_used.load()):
+        cls = &session.process.segment().cls(c)
+        if cls.state.load() == kEntryUsed and cls.routed:
+            rows.append((c, session.process.waiting_in(c), cls.job, cls.placement, cls.runtime_env))
+    return rows
+
+
+def local_classes():
+    """(class, tasks that wait, leases, demand by resource index) of each class of workers here."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t c, i
+    cdef Class* cls
+    rows = []
+    for c in range(header.classes_used.load()):
+        cls = &session.process.segment().cls(c)
+        if cls.state.load() == kEntryUsed and not cls.routed:
+            rows.append((c, session.process.waiting_in(c), cls.leases.load(),
+                         [cls.demand[i] for i in range(header.resources_used.load())]))
+    return rows
+
+
+def describe_class(uint32_t c):
+    """(demand by resource name, runtime_env, placement, job) of a class."""
+    cdef Header* header = &session.process.segment().header()
+    cdef Class* cls = &session.process.segment().cls(c)
+    demand = {(<bytes>header.resources[i].name).decode(): cls.demand[i]
+              for i in range(header.resources_used.load()) if cls.demand[i]}
+    return demand, cls.runtime_env, cls.placement, cls.job
+
+
+def describe_function(uint32_t f):
+    """(name, class, flags, max_retries, returns, max_calls, timeout in ms, digest) of a function."""
+    cdef Function* entry = &session.process.segment().function(f)
+    digest = (<uint64_t>entry.hash[0]).to_bytes(8, "little") + (<uint64_t>entry.hash[1]).to_bytes(8, "little")
+    return ((<bytes>entry.name).decode("utf-8", "replace"), entry.cls, entry.flags, entry.max_retries, entry.returns,
+            entry.max_calls, entry.timeout_ms, digest)
+
+
+def wake_word():
+    return session.process.wake_word()
+
+
+def wake():
+    """The thread in `wait` returns."""
+    Process.wake_process(session.process.segment(), session.process.slot())
+
+
+def wait(list classes, uint32_t seen, double timeout_s):
+    """Sleeps until one of these classes has work, something is asked for, a task that was sent here ends, or `wake()`.
+
+    `seen`: wake_word() from before the last look around."""
+    cdef vector[uint32_t] watched
+    cdef int64_t timeout_ns = <int64_t>(timeout_s * 1e9)
+    for c in classes:
+        watched.push_back(c)
+    with nogil:
+        session.process.sleep_for_classes(watched.data(), watched.size(), seen, timeout_ns)
+    session.process.sweep()
+
+
+def take_asked():
+    """[(handle, number of the node that has the value)] of what was asked for since the last call."""
+    cdef vector[Handle] asked
+    session.process.take_asked(&asked)
+    return [(h, Process.away_of(session.records[index_of(h)]).node) for h in asked]
+
+
+def claim(uint32_t cls, size_t n):
+    """Claims up to n tasks of a class: [(handle, class it was submitted in)]."""
+    cdef vector[Handle] claimed
+    session.process.claim_many(cls, n, &claimed)
+    return [(h, session.records[index_of(h)].cls) for h in claimed]
+
+
+def put_back(Handle h, uint32_t cls):
+    """A claimed task goes to workers here, in class `cls`."""
+    return bool(session.process.put_back(h, cls))
+
+
+def fail(Handle h, bytes error):
+    """A claimed task fails with this (an error code and what belongs to it)."""
+    cdef Record* r = &session.records[index_of(h)]
+    cdef const char* data = error
+    session.process.seal(h, kFailed, session.process.write_failure(
+        r[0], h, <ErrorCode>(<uint8_t>data[0]), data + 1, len(error) - 1))
+
+
+def give_up_asked(Handle h):
+    """What was asked for cannot be had: computed again, or lost."""
+    if session.process.unask(h):
+        session.process.recover(h)
+
+
+def payload_parts(Handle h):
+    """The buffers of a sealed value, as memoryviews into the store. The caller holds the record."""
+    cdef Record* r = &session.records[index_of(h)]
+    cdef uint64_t w = r.state.load()
+    if not is_sealed(w) or word_gen(w) != gen_of(h) or not w & kFlagResultHeap:
+        raise KeyError(f"record {h:016x} has no value in the store")
+    return views(r.result_heap.offset, False)
+
+
+cdef list views(Offset payload, bint writable):
+    cdef PayloadView view = Process.view_payload(session.process.segment(), payload)
+    cdef uint32_t i
+    cdef list parts = []
+    for i in range(view.header.buffers):
+        if view.buffer_bytes[i] == 0:
+            parts.append(memoryview(b""))
+        elif writable:
+            parts.append(memoryview(<uint8_t[:view.buffer_bytes[i]]>view.buffer(i)).cast("B"))
+        else:
+            parts.append(memoryview(<uint8_t[:view.buffer_bytes[i]]>view.buffer(i)).cast("B").toreadonly())
+    return parts
+
+
+cdef class BulkValue:
+    """A value whose buffers are to be copied in before it is sealed."""
+    cdef Bulk bulk
+
+    @property
+    def local(self):
+        return self.bulk.local
+
+    @property
+    def remote(self):
+        return self.bulk.remote
+
+    def buffers(self):
+        """Writable memoryviews of the buffers, in the store."""
+        return views(self.bulk.payload, True)
+
+
+cdef class Link:
+    cdef CLink* link
+
+    def __cinit__(self, uint64_t node, uint64_t peer):
+        self.link = new CLink(session.process, node, peer)
+
+    def __dealloc__(self):
+        del self.link
+
+    # ---- sending tasks ----------------------------------------------------------------------------
+
+    def claim(self, uint32_t cls, size_t n):
+        """Claims up to n tasks of a class for the peer; how many."""
+        return self.link.claim(cls, n)
+
+    def stage(self, Handle claimed):
+        self.link.stage(claimed)
+
+    def unknown_functions(self):
+        """Functions of the claimed tasks that the peer has not been told of."""
+        return list(self.link.unknown_functions())
+
+    def describe(self, uint32_t function, bytes message):
+        self.link.describe(function, message)
+
+    def send_staged(self):
+        self.link.send_staged()
+
+    def send_cancel(self, Handle task, bint force):
+        self.link.send_cancel(task, force)
+
+    def bytes_there(self, Handle task):
+        return self.link.bytes_there(task)
+
+    # ---- running the peer's -------------------------------------------------------------------------
+
+    def know(self, uint32_t number, uint32_t function, uint16_t cls):
+        """The peer's function `number` is `function` of this node, and runs in class `cls`."""
+        cdef LocalFunction local
+        local.function = function
+        local.cls = cls
+        self.link.know(number, local)
+
+    def collect(self):
+        """Writes the results of what has ended; whether there were any."""
+        return bool(self.link.collect())
+
+    def take_cancels(self):
+        """[(handle of a task of the peer's here, force)] that the peer wants cancelled."""
+        cancels = []
+        cdef Cancel c
+        for c in self.link.take_cancels():
+            h = self.link.imported_as(c.first)
+            if h:
+                cancels.append((h, bool(c.second)))
+        return cancels
+
+    # ---- both -----------------------------------------------------------------------------------------
+
+    def receive(self, bytes batch, size_t at):
+        """Applies a batch from `at` on, up to a message: (place to go on from, the message or None).
+
+        Raises ValueError when the batch makes no sense: then the link has to be closed."""
+        cdef const uint8_t* message = NULL
+        cdef uint32_t size = 0
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(batch)
+        at += self.link.receive(data + at, PyBytes_GET_SIZE(batch) - at, &message, &size)
+        if self.link.bad():
+            raise ValueError("the other node sent what cannot be understood")
+        return at, None if message == NULL else (<const char*>message)[:size]
+
+    def send_message(self, bytes body):
+        self.link.send_message(body)
+
+    def fetch(self, Handle asked):
+        self.link.fetch(asked)
+
+    def export_ref(self, Handle h):
+        return <bytes>self.link.export_ref(h)
+
+    def import_ref(self, bytes ref):
+        return self.link.import_ref(ref)
+
+    def sweep(self):
+        self.link.sweep()
+
+    def take_out(self):
+        """What is to be sent, as one batch; b"" for nothing."""
+        if self.link.out_bytes() == 0:
+            return b""
+        return <bytes>self.link.take_out()
+
+    def take_bulk(self):
+        """Values that came without their buffers."""
+        values = []
+        cdef BulkValue value
+        cdef Bulk bulk
+        for bulk in self.link.take_bulk():
+            value = BulkValue.__new__(BulkValue)
+            value.bulk = bulk
+            values.append(value)
+        return values
+
+    def finish_bulk(self, BulkValue value, bint complete):
+        """Seals it; not `complete`: its buffers will not come from there."""
+        return bool(self.link.finish_bulk(value.bulk, complete))
+
+    def down(self, bytes error):
+        """The link is gone; tasks that may not run again fail with `error` (an error code and what belongs to it)."""
+        self.link.down(error)
+
+    def counts(self):
+        """How many tasks are out, how many of the peer's are here, records held for it, held there, mirrors."""
+        c = self.link.counts()
+        return {"outstanding": c.outstanding, "imports": c.imports, "exported": c.exported, "held": c.held,
+                "mirrors": c.mirrors}

@@ -1,0 +1,29 @@
+"""Tasks and objects between nodes: the part of the node agent that talks to other agents.
+
+Reading order:
+
+    router.py       the loop: what goes where, when
+    peer.py         one other node: frames in and out, what it has been told of functions
+    functions.py    functions and scheduling classes of one node, made on another
+    stream.py       gRPC: a stream of batches to and from each node, refused without the token
+    bulk.py         Arrow Flight: the buffers of large values, from store to store
+
+csrc/link.h has the words and the frames, docs/internals/transfer.md the reasons. Imported by the agent only: grpc and
+pyarrow stay out of everything else.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastray.cluster.agent import Agent
+    from fastray.transfer.router import Router
+
+
+def start(agent: Agent) -> Router:
+    """Serves other agents from now on; its addresses are in `agent.addresses` when this returns. Before `join`."""
+    from fastray.transfer.router import Router
+
+    router = Router(agent)
+    router.listen()
+    return router

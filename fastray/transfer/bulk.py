@@ -1,0 +1,119 @@
+"""The buffers of large values, between the stores of two nodes: Arrow Flight.
+
+    ticket    handle of a sealed record, first byte and number of bytes (3 u64), counted over all buffers of the value,
+              one after the other
+    chunk     CHUNK bytes of that: one record batch with one column of uint8, which views the store: the sender copies
+              nothing itself. The receiver copies each chunk once, to its place in its own store
+
+A large value is fetched by PARALLEL streams of its parts. The record is held for the receiver by the link (csrc/link.h)
+as long as it fetches. A fetch that fails is the router's to give up: the value is computed again.
+
+pyarrow is imported by a thread of its own: that takes longer than joining a cluster may. Called by router.py.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastray._native import link as native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastray.transfer.peer import Peer
+
+CHUNK = 4 << 20
+PARALLEL = 2
+PART_MIN = 16 << 20  # a value is split when its parts are at least this long
+ADDRESS_WAIT_S = 20.0  # for the other node to say where its server is: it may be importing
+TICKET = struct.Struct("<QQQ")
+
+
+class Bulk:
+    """`done(peer, value, complete)` is called on a thread of its own when a fetch ends."""
+
+    def __init__(self, host: str, token: str, done: Callable[[Peer, native.BulkValue, bool], None]) -> None:
+        self._host = host
+        self._token = token
+        self._done = done
+        self._server: Any = None
+        self._clients: dict[str, Any] = {}
+        self._threads = ThreadPoolExecutor(4, "fastray-bulk")
+        self._parts = ThreadPoolExecutor(4 * PARALLEL, "fastray-part")
+        self._lock = threading.Lock()
+
+    def serve(self, ready: Callable[[str], None]) -> None:
+        """Starts the server; `ready(address)` when it is there."""
+
+        def start() -> None:
+            from fastray.transfer.flight import StoreServer
+
+            self._server = StoreServer(self._host, self._token)
+            ready(f"{self._host}:{self._server.port}")
+
+        threading.Thread(target=start, name="fastray-flight", daemon=True).start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._parts.shutdown(wait=False, cancel_futures=True)
+
+    # ---- fetching -------------------------------------------------------------------------------------
+
+    def fetch(self, peer: Peer, value: native.BulkValue) -> None:
+        """Brings the buffers of `value`, whose record is at the peer."""
+        self._threads.submit(self._fetch, peer, value)
+
+    def _fetch(self, peer: Peer, value: native.BulkValue) -> None:
+        complete = False
+        try:
+            if not peer.flight.wait(ADDRESS_WAIT_S):
+                raise TimeoutError(f"node {peer.node_id.hex()} did not say where its store is served")
+            client = self._client(peer.flight_address)
+            buffers = value.buffers()
+            total = sum(buffer.nbytes for buffer in buffers)
+            parts = [
+                self._parts.submit(client.read, TICKET.pack(value.remote, first, size), buffers, first)
+                for first, size in split(total)
+            ]
+            for part in parts:
+                part.result()
+            complete = True
+        except Exception as error:
+            if not peer.ended:
+                print(f"fetching from node {peer.node_id.hex()}: {type(error).__name__}: {error}")
+        finally:
+            self._done(peer, value, complete)
+
+    def _client(self, address: str) -> Any:
+        with self._lock:
+            client = self._clients.get(address)
+            if client is None:
+                from fastray.transfer.flight import StoreClient
+
+                client = self._clients[address] = StoreClient(address, self._token)
+            return client
+
+
+def split(total: int) -> list[tuple[int, int]]:
+    """(first byte, bytes) of the parts that are fetched side by side."""
+    count = max(1, min(PARALLEL, total // PART_MIN))
+    size = -(-total // count)
+    return [(first, min(size, total - first)) for first in range(0, total, size)] or [(0, 0)]
+
+
+def slices(buffers: list[memoryview], first: int, size: int) -> list[memoryview]:
+    """The views that make up `size` bytes from byte `first` of all buffers, one after the other."""
+    found = []
+    at = 0
+    for buffer in buffers:
+        begin, end = max(first, at), min(first + size, at + buffer.nbytes)
+        if begin < end:
+            found.append(buffer[begin - at : end - at])
+        at += buffer.nbytes
+    return found

@@ -1,0 +1,118 @@
+"""Functions and scheduling classes of one node, as they are made on another.
+
+A function goes to a node once, before the first task that needs it: the pickled function, its options, the demand
+and runtime_env of its class, the number of its job. The node makes entries of its own tables from that; they go with
+the job. What the closure holds travels as references (csrc/link.h). The global function table (GCS) gets the pickle
+too, by its digest, for whoever looks.
+
+Called by peer.py, with the agent's lock held.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+import msgspec
+
+from fastray._native import link as native
+from fastray.runtime_env import JOB
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastray._native.link import Link
+    from fastray._native.object_ref import ObjectRef
+    from fastray._native.session import Attachment
+
+FLAG_ENVIRONMENT = 4  # kBlobIsRuntimeEnv
+
+
+class Definition(msgspec.Struct, array_like=True):
+    number: int  # of the sender's table
+    name: str
+    digest: bytes
+    pickled: bytes
+    rest: bytes  # what the blob holds besides, pickled
+    references: list[bytes]
+    flags: int
+    max_retries: int
+    returns: int
+    max_calls: int
+    timeout_ms: int
+    demand: dict[str, int]
+    environment: bytes
+    job: int
+
+
+class Wishes(msgspec.Struct, array_like=True):
+    """What Class::placement stands for: where the tasks of a routed class may run."""
+
+    demand: dict[str, int]
+    strategy: Any = "DEFAULT"
+    labels: dict[str, str] = {}
+
+
+class Functions:
+    """Both directions, for one node's tables."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._wishes: dict[int, tuple[bytes, Wishes]] = {}
+        self._kept: list[ObjectRef[Any]] = []  # what closures of other nodes' functions hold
+
+    def wishes(self, placement: int) -> Wishes:
+        blob = self._attachment.function_blob(placement)
+        known = self._wishes.get(placement)
+        if known is None or known[0] != blob:
+            known = self._wishes[placement] = (blob, Wishes(*pickle.loads(blob)))
+        return known[1]
+
+    def demand(self, cls: int) -> tuple[dict[str, int], int, int]:
+        """(demand by name, runtime_env, job) of a class."""
+        demand, environment, placement, job = native.describe_class(cls)
+        return (self.wishes(placement).demand if placement else demand), environment, job
+
+    def describe(self, link: Link, function: int) -> Definition:
+        name, cls, flags, max_retries, returns, max_calls, timeout_ms, digest = native.describe_function(function)
+        data, handles, *rest = pickle.loads(self._attachment.function_blob(function))
+        demand, environment, job = self.demand(cls)
+        return Definition(
+            function, name, digest, data, pickle.dumps(rest), [link.export_ref(handle) for handle in handles],
+            flags, max_retries, returns, max_calls, timeout_ms, demand,
+            self._attachment.function_blob(environment) if environment else b"", job,
+        )  # fmt: skip
+
+    def make(self, link: Link, given: Definition) -> None:
+        """Entries of this node for it; from now on the link knows the function."""
+        handles = [link.import_ref(reference) for reference in given.references]
+        self._kept += [self._attachment.borrow(handle) for handle in handles]
+        cls = self.local_class(given.demand, self._environment(given.environment, given.job), given.job)
+        blob = pickle.dumps((given.pickled, handles, *pickle.loads(given.rest)), protocol=5)
+        digest = _digest(blob, repr((given.digest, cls, given.flags, given.max_retries, given.returns)).encode())
+        function = self._attachment.register_function(
+            blob, digest, given.name, given.flags, given.max_retries, given.returns, given.max_calls, cls,
+            given.timeout_ms, owner_job=given.job,
+        )  # fmt: skip
+        link.know(given.number, function, cls)
+
+    def local_class(self, demand: dict[str, int], environment: int, job: int) -> int:
+        return self._attachment.register_class(demand, environment, 0, job)
+
+    def _environment(self, pickled: bytes, job: int) -> int:
+        """The runtime_env of another node's driver here: its variables are this node's, but for `env_vars`."""
+        if not pickled:
+            return 0
+        environment = pickle.loads(pickled)
+        if environment.get(JOB):
+            environment[JOB] = {**environment[JOB], "environ": dict(os.environ), "labels": {}}
+        blob = pickle.dumps(environment)
+        return self._attachment.register_function(
+            blob, _digest(blob), "runtime_env", FLAG_ENVIRONMENT, 0, 0, 0, 0, owner_job=job
+        )
+
+
+def _digest(blob: bytes, more: bytes = b"") -> bytes:
+    from _blake2 import blake2b
+
+    return blake2b(blob + more, digest_size=16).digest()

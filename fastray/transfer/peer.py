@@ -1,0 +1,95 @@
+"""One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
+
+    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "flight": address of its Flight server
+
+Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import msgspec
+
+from fastray._native.link import Link
+from fastray.transfer.functions import Definition, Functions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastray.gcs.records import Node
+    from fastray.transfer.stream import Stream
+
+OUTSTANDING_MAX = 20_000  # tasks sent to one node and not answered yet
+
+
+class Peer:
+    """`number` names the node in references: the first 8 bytes of its id."""
+
+    def __init__(
+        self, own_number: int, row: Node, stream: Stream, functions: Functions, published: Callable[[Definition], None]
+    ) -> None:
+        self.row = row
+        self.node_id = row.node_id
+        self.number = number_of(row.node_id)
+        self.link = Link(own_number, self.number)
+        self.stream = stream
+        self._functions = functions
+        self._published = published
+        self.ended = False
+        self.flight = threading.Event()  # set when flight_address is known
+        self.flight_address = ""
+
+    def room(self) -> int:
+        return max(0, OUTSTANDING_MAX - int(self.link.counts()["outstanding"]))
+
+    def send_staged(self) -> None:
+        """What was claimed or staged goes out, behind the functions it needs."""
+        for function in self.link.unknown_functions():
+            definition = self._functions.describe(self.link, function)
+            self.link.describe(function, msgspec.msgpack.encode(("function", definition)))
+            self._published(definition)
+        self.link.send_staged()
+
+    def flush(self) -> None:
+        batch = self.link.take_out()
+        if batch and not self.ended:
+            self.stream.send(batch)
+
+    def receive(self, batch: bytes) -> None:
+        """Raises ValueError for what cannot be understood."""
+        at = 0
+        while at < len(batch):
+            at, message = self.link.receive(batch, at)
+            if message is not None:
+                self._on_message(message)
+
+    def _on_message(self, message: bytes) -> None:
+        kind, content = msgspec.msgpack.decode(message, type=tuple[str, msgspec.Raw])
+        if kind == "function":
+            self._functions.make(self.link, msgspec.msgpack.decode(content, type=Definition))
+        elif kind == "flight":
+            self.flight_address = msgspec.msgpack.decode(content, type=str)
+            self.flight.set()
+        else:
+            raise ValueError(f"a message of unknown kind {kind!r}")
+
+    def send_message(self, kind: str, content: Any) -> None:
+        self.link.send_message(msgspec.msgpack.encode((kind, content)))
+
+    def down(self, error: bytes) -> None:
+        self.ended = True
+        self.link.down(error)
+
+
+def number_of(node_id: bytes) -> int:
+    return int.from_bytes(node_id[:8], "big")
+
+
+def error_of(agent_error: bytes, error: Exception) -> bytes:
+    """What a record that failed with `error` holds."""
+    import pickle
+
+    return agent_error + pickle.dumps(error)

@@ -1,0 +1,285 @@
+"""What of this node's work goes where: the loop of the node agent.
+
+    routed      tasks that no worker here may run as they stand: their resources are elsewhere, their strategy names
+                nodes, or values they need are away. The global scheduler places them, this node among others
+    asked       values of other nodes that somebody here waits for
+    down        a node that is gone, or the way to it: its tasks run again, what only it had is computed again
+
+The loop sleeps in shared memory (a futex) until there is something to do; what comes from other nodes is applied by
+the threads of their streams. All of it holds `lock`, so that frames leave in the order they are written.
+
+The global scheduler is the policy of fastray/scheduling over what the GCS says of all nodes: every agent has a replica
+of it, as the paper suggests (section 4.2.2) where one would be too slow. Called by transfer.start.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+import traceback
+
+from fastray._native import link as native
+from fastray.exceptions import NodeDiedError, TaskUnschedulableError
+from fastray.gcs import auth, commands
+from fastray.scheduling.labels import conditions
+from fastray.scheduling.view import Argument, Infeasible, Placed, Request
+from fastray.transfer.bulk import Bulk
+from fastray.transfer.functions import Definition, Functions
+from fastray.transfer.peer import Peer, error_of, number_of
+from fastray.transfer.stream import Client, Server, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastray.cluster.agent import Agent
+    from fastray.gcs.records import Node
+    from fastray.transfer.functions import Wishes
+
+LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
+BATCH_MAX = 2000  # tasks placed at a time
+DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
+
+
+class Router:
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.lock = threading.RLock()
+        self.number = number_of(agent.node_id)
+        self.peers: dict[int, Peer] = {}
+        self._rows: dict[bytes, Node] = {}
+        self._down: set[bytes] = set()  # to be called
+        self._closed = False
+        self._swept = 0.0
+        self._tls = auth.load_tls()
+        self._server = Server(agent.token, self._accept)
+        self._bulk = Bulk(agent.host, agent.token, self._bulk_done)
+        self._flight_address = ""
+        agent.attachment.activate()
+        self._functions = Functions(agent.attachment)
+
+    # ---- beginning and end ----------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Serves; `join` may follow. The loop runs from the first node on."""
+        port = self._server.listen(self.agent.host, self._tls)
+        self.agent.addresses["node"] = f"{self.agent.host}:{port}"
+        native.join_cluster(self.number)
+        self.agent.on_node_joined(self._joined)
+        self.agent.on_node_gone(self._gone)
+        threading.Thread(target=self._run, name="fastray-router", daemon=True).start()
+        self._bulk.serve(self._flight_ready)
+
+    def close(self) -> None:
+        self._closed = True
+        native.wake()
+        self._server.close()
+        self._bulk.close()
+
+    def _run(self) -> None:
+        while not self._closed:
+            seen = native.wake_word()
+            with self.lock:
+                try:
+                    classes = self._step()
+                except Exception:  # one step's trouble is not the end of all: said, and tried again
+                    traceback.print_exc()
+                    classes = [native.ROUTE_CLASS, native.FETCH_CLASS]
+            native.wait(classes, seen, LOOK_S)
+
+    # ---- other nodes ----------------------------------------------------------------------------------
+
+    def _joined(self, row: Node) -> None:
+        if row.node_id == self.agent.node_id:
+            return
+        with self.lock:
+            self._rows[row.node_id] = row
+            if self.number < number_of(row.node_id):
+                self._down.add(row.node_id)
+                threading.Thread(target=self._dial, args=(row,), name="fastray-dial", daemon=True).start()
+
+    def _gone(self, node_id: bytes, reason: str) -> None:
+        with self.lock:
+            self._rows.pop(node_id, None)
+            peer = self.peers.get(number_of(node_id))
+        if peer is not None:
+            peer.stream.end(f"the node is dead: {reason}")
+
+    def _dial(self, row: Node) -> None:
+        """Opens the stream, and again until the node is gone."""
+        while not self._closed and self._rows.get(row.node_id) is row:
+            client = Client(row.address, self.agent.token, self._tls)
+            stream = client.open(self.agent.node_id, self.agent.epoch)
+            ended = threading.Event()
+            self._connect(row, stream, ended)
+            client.begin(stream)
+            ended.wait()
+            time.sleep(DIAL_WAIT_S)
+
+    def _accept(self, node_id: bytes, epoch: int, stream: Stream) -> str:
+        deadline = time.monotonic() + 5.0  # the news of it may be on its way
+        while True:
+            row = self._rows.get(node_id)
+            if row is not None and row.epoch == epoch:
+                break
+            if row is not None and row.epoch > epoch:
+                return f"epoch {epoch} of that node is over"
+            if time.monotonic() > deadline or self._closed:
+                return "the cluster knows no such node"
+            time.sleep(0.002)
+        self._connect(row, stream, threading.Event())
+        return ""
+
+    def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
+        peer = Peer(self.number, row, stream, self._functions, self._publish)
+
+        def on_batch(batch: bytes) -> None:
+            with self.lock:
+                if not peer.ended:
+                    peer.receive(batch)
+                    self._after(peer)
+
+        def on_end(reason: str) -> None:
+            self._disconnect(peer, reason)
+            ended.set()
+
+        with self.lock:
+            before = self.peers.get(peer.number)
+            stream.on_batch, stream.on_end = on_batch, on_end
+            self.peers[peer.number] = peer
+            if self._flight_address:
+                peer.send_message("flight", self._flight_address)
+        if before is not None:
+            before.stream.end("the node connected again")
+        native.wake()
+
+    def _disconnect(self, peer: Peer, reason: str) -> None:
+        with self.lock:
+            if self.peers.get(peer.number) is peer:
+                del self.peers[peer.number]
+            if peer.ended:
+                return
+            error = NodeDiedError(f"node {peer.node_id.hex()}, where the task ran, is gone: {reason}")
+            peer.down(error_of(native.AGENT_ERROR, error))
+        native.wake()
+
+    def _flight_ready(self, address: str) -> None:
+        with self.lock:
+            self._flight_address = address
+            for peer in self.peers.values():
+                peer.send_message("flight", address)
+                peer.flush()
+
+    def _publish(self, definition: Definition) -> None:
+        """The global function table gets it too; nobody waits for that."""
+        self.agent.gcs.submit(commands.FunctionPut(definition.digest, definition.pickled, definition.job))
+
+    # ---- the loop -------------------------------------------------------------------------------------
+
+    def _step(self) -> list[int]:
+        """One look around; the classes to wake up for."""
+        for handle, number in native.take_asked():
+            peer = self.peers.get(number)
+            if peer is None:
+                native.give_up_asked(handle)
+            else:
+                peer.link.fetch(handle)
+        classes = [native.ROUTE_CLASS, native.FETCH_CLASS]
+        for handle, cls in native.claim(native.ROUTE_CLASS, BATCH_MAX):
+            self._place_one(handle, cls)
+        for cls, waiting, job, placement, environment in native.routed_classes():
+            classes.append(cls)
+            if waiting:
+                self._place_class(cls, waiting, job, self._functions.wishes(placement), environment)
+        sweep = time.monotonic() - self._swept >= LOOK_S
+        if sweep:
+            self._swept = time.monotonic()
+        for peer in list(self.peers.values()):
+            if sweep:
+                peer.link.sweep()
+            self._after(peer)
+        return classes
+
+    def _after(self, peer: Peer) -> None:
+        """What has come of what happened: results, cancellations, buffers to fetch; then all of it goes out."""
+        peer.link.collect()
+        for handle, force in peer.link.take_cancels():
+            self._cancel(handle, force)
+        for value in peer.link.take_bulk():
+            self._bulk.fetch(peer, value)
+        peer.flush()
+
+    def _bulk_done(self, peer: Peer, value: native.BulkValue, complete: bool) -> None:
+        with self.lock:
+            if peer.link.finish_bulk(value, complete):
+                peer.flush()
+
+    def _cancel(self, handle: int, force: bool) -> None:
+        import os
+
+        from fastray.control import cancel_message
+
+        _, running, task = self.agent.attachment.cancel_handle(handle)
+        if running >= 0:
+            os.write(self.agent.node.control_fd, cancel_message(running, task, force))
+
+    # ---- placing --------------------------------------------------------------------------------------
+
+    def _place_class(self, cls: int, waiting: int, job: int, wishes: Wishes, environment: int) -> None:
+        request = self._request(wishes)
+        with self.agent.lock:
+            outcomes = self.agent.scheduler.submit_many(request, min(waiting, BATCH_MAX))
+        counts = collections.Counter(
+            outcome.node_id for outcome in outcomes if isinstance(outcome, Placed)
+        )
+        for node_id, count in counts.items():
+            if node_id == self.agent.node_id:
+                local = self._functions.local_class(wishes.demand, environment, job)
+                for handle, _ in native.claim(cls, count):
+                    native.put_back(handle, local)
+                continue
+            peer = self.peers.get(number_of(node_id))
+            if peer is not None and peer.link.claim(cls, min(count, peer.room())):
+                peer.send_staged()
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
+        if refusals:
+            error = TaskUnschedulableError(_cannot(refusals[0]), missing=refusals[0].missing)
+            for handle, _ in native.claim(cls, len(refusals)):
+                native.fail(handle, error_of(native.AGENT_ERROR, error))
+
+    def _place_one(self, handle: int, cls: int) -> None:
+        """A task with arguments on other nodes: there, or here once they have come."""
+        demand, environment, job = self._functions.demand(cls)
+        _, _, placement, _ = native.describe_class(cls)
+        request = self._request(self._functions.wishes(placement)) if placement else self._request_of(demand)
+        arguments = [
+            Argument(there, frozenset((peer.node_id,)))
+            for peer in self.peers.values()
+            if (there := peer.link.bytes_there(handle))
+        ]
+        with self.agent.lock:
+            outcome = self.agent.scheduler.submit(request._replace(arguments=arguments))
+        peer = self.peers.get(number_of(outcome.node_id)) if isinstance(outcome, Placed) else None
+        if peer is not None:
+            peer.link.stage(handle)
+            peer.send_staged()
+        elif isinstance(outcome, Infeasible):
+            error = TaskUnschedulableError(_cannot(outcome), missing=outcome.missing)
+            native.fail(handle, error_of(native.AGENT_ERROR, error))
+        else:
+            local = self._functions.local_class(demand, environment, job) if placement else cls
+            native.put_back(handle, local)
+
+    def _request(self, wishes: Wishes) -> Request:
+        return self._request_of(wishes.demand)._replace(
+            strategy=wishes.strategy, labels=conditions(wishes.labels or {})
+        )
+
+    def _request_of(self, demand: dict[str, int]) -> Request:
+        return Request({name: units for name, units in demand.items() if units}, origin=self.agent.node_id)
+
+
+def _cannot(outcome: Infeasible) -> str:
+    lacks = "; ".join(
+        f"{name}: asked for {asked:g}, the most any node has is {there:g}" for name, (asked, there) in outcome.missing.items()
+    )
+    return f"this task can never run in this cluster: {outcome.reason}" + (f" ({lacks})" if lacks else "") + "."

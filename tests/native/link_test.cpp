@@ -1,0 +1,319 @@
+// Two nodes in one address space, and the link between their agents: tasks, references, values that stay away, what is
+// fetched, what is given back, and what is left when the link breaks.
+#include <string.h>
+
+#include <memory>
+
+#include "../../csrc/link.h"
+#include "session.h"
+
+using namespace fastray;
+using namespace fastray::testing;
+
+namespace {
+
+constexpr uint32_t kRouted = 1;                  // the class of tasks that run on the other node
+constexpr size_t kBig = Link::kInlineMax + 1000;  // stays where it is
+constexpr uint64_t kRings = 64 << 10;             // queues and edges, when no value is left
+
+struct Node {
+  Session session;
+  std::unique_ptr<Process> node, driver, worker, agent;
+  std::unique_ptr<Link> link;
+  uint64_t number;
+
+  explicit Node(uint64_t name) : number(name) {
+    node = session.process(kProcNode, 0);
+    driver = session.process(kProcDriver, 1);
+    worker = session.process(kProcWorker, 2);
+    agent = session.process(kProcAgent, 3);
+    Header& header = session.segment.header();
+    header.agent_slot.store(3);
+    header.clustered.store(1);
+    Class& c = session.segment.cls(kRouted);
+    c.routed = 1;
+    c.state.store(kEntryUsed);
+    header.classes_used.store(2);
+  }
+  Handle submit_routed(const std::vector<Handle>& deps = {}, uint16_t returns = 1) {
+    Record* r;
+    uint64_t flags;
+    Handle h = make_task(*driver, deps, &r, &flags);
+    r->cls = kRouted;
+    r->ret = returns;
+    if (returns > 1) {
+      CHECK(driver->make_promises(*r, h));
+      flags |= kFlagMulti | kFlagShared;
+    }
+    if (!deps.empty()) driver->remember_lineage(h);
+    CHECK(deps.empty() ? driver->publish(r, h, flags) : driver->publish_waiting(r, h, flags));
+    return h;
+  }
+  uint64_t objects() {
+    for (Process* p : {driver.get(), worker.get(), agent.get()}) p->sweep();
+    return ObjectAllocator::usage(session.segment).object_bytes;
+  }
+};
+
+struct Pair {
+  Node a{1}, b{2};
+
+  Pair() {
+    a.link = std::make_unique<Link>(a.agent.get(), 1, 2);
+    b.link = std::make_unique<Link>(b.agent.get(), 2, 1);
+    b.link->know(kFunction, Link::LocalFunction{kFunction, 0});
+  }
+  static void carry(Node& from, Node& to) {
+    std::string batch = from.link->take_out();
+    const uint8_t* message;
+    uint32_t bytes;
+    auto* data = reinterpret_cast<const uint8_t*>(batch.data());
+    CHECK(to.link->receive(data, batch.size(), &message, &bytes) == batch.size());
+    CHECK(message == nullptr && !to.link->bad());
+  }
+  void send() {
+    a.link->send_staged();
+    carry(a, b);
+  }
+  void answer() {
+    b.link->collect();
+    carry(b, a);
+  }
+  // Until nobody has anything to say: fetches, values, releases.
+  void talk() {
+    for (int i = 0; i < 6; ++i) {
+      for (Node* n : {&a, &b}) {
+        std::vector<Handle> asked;
+        n->agent->take_asked(&asked);
+        for (Handle h : asked) n->link->fetch(h);
+        n->link->collect();
+        n->link->sweep();
+        n->agent->sweep();
+      }
+      carry(a, b);
+      carry(b, a);
+    }
+  }
+};
+
+// What `get` does.
+void ask(Pair& p, Process& who, Handle h) {
+  if (!who.sealed(h)) (void)who.mark_awaited(&h, 1);
+  p.talk();
+}
+
+void run_big(Process& worker) {
+  while (Handle h = worker.claim_next()) CHECK(run(worker, h, kBig));
+}
+
+void small_tasks() {
+  Pair p;
+  std::vector<Handle> tasks;
+  for (int i = 0; i < 1000; ++i) tasks.push_back(p.a.submit_routed());
+  CHECK(p.a.agent->waiting_in(kRouted) == 1000);
+  CHECK(p.a.link->claim(kRouted, 600) == 600 && p.a.link->claim(kRouted, 600) == 400);
+  CHECK(p.a.link->unknown_functions() == std::vector<uint32_t>{kFunction});
+  p.send();
+  CHECK(p.b.link->imported() == 1000 && p.a.link->outstanding() == 1000);
+  CHECK(drain(*p.b.worker) == 1000);
+  p.answer();
+  for (Handle h : tasks) {
+    CHECK(p.a.driver->sealed(h) && p.a.session.value(h) == 1);
+    p.a.driver->drop(h);
+  }
+  CHECK(p.a.link->outstanding() == 0 && p.b.link->imported() == 0);
+}
+
+// A value that is there goes along once; one that is not is fetched when the other node needs it.
+void arguments() {
+  Pair p;
+  Handle small = put(*p.a.driver, 10, 300), pending = submit(*p.a.driver), big = put(*p.a.driver, 1000, kBig);
+  Handle first = p.a.submit_routed({small, big}), second = p.a.submit_routed({small});
+  CHECK(p.a.link->claim(kRouted, 10) == 2);
+  p.a.link->send_staged();
+  CHECK(p.a.link->counts().exported == 2);
+  Pair::carry(p.a, p.b);
+  CHECK(p.b.link->counts().mirrors == 2);
+  CHECK(drain(*p.b.worker) == 1);  // the second; the first waits for what is big, which was asked for
+  p.talk();
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  CHECK(p.a.session.value(first) == 1011 && p.a.session.value(second) == 11);
+  Handle third = p.a.submit_routed({pending});
+  CHECK(p.a.link->claim(kRouted, 10) == 0);  // not ready
+  CHECK(drain(*p.a.worker) == 1);
+  CHECK(p.a.link->claim(kRouted, 10) == 1);
+  p.send();
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  CHECK(p.a.session.value(third) == 2);
+  for (Handle h : {first, second, third, small, pending, big}) p.a.driver->drop(h);
+  for (int i = 0; i < 4; ++i) p.talk();
+  CHECK(p.a.link->counts().exported == 0 && p.b.link->counts().held == 0 && p.b.link->counts().mirrors == 0);
+  CHECK(p.a.objects() < kRings && p.b.objects() < kRings);
+}
+
+Handle far_result(Pair& p, const std::vector<Handle>& deps = {}) {
+  Handle h = p.a.submit_routed(deps);
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  run_big(*p.b.worker);
+  p.answer();
+  CHECK(p.a.agent->is_away(h));
+  return h;
+}
+
+void big_results_stay() {
+  Pair p;
+  Handle h = far_result(p);
+  CHECK(p.a.objects() < kRings && p.b.objects() > kBig);
+  ask(p, *p.a.driver, h);
+  CHECK(p.a.driver->sealed(h) && p.a.session.value(h) == 1);
+  Handle unread = far_result(p);
+  p.a.driver->drop(h);
+  p.a.driver->drop(unread);
+  for (int i = 0; i < 4; ++i) p.talk();
+  CHECK(p.b.link->counts().exported == 0 && p.a.link->counts().held == 0);
+  CHECK(p.a.objects() < kRings && p.b.objects() < kRings);
+}
+
+// A task whose argument is away is routed: it can follow it, or have it brought.
+void tasks_follow_their_arguments() {
+  Pair p;
+  Handle far = far_result(p);
+  Handle there = submit(*p.a.driver, {far}), here = submit(*p.a.driver, {far});
+  std::vector<Handle> routed;
+  CHECK(p.a.agent->claim_many(kRouteClass, 10, &routed) == 2);
+  CHECK(routed[0] == there && p.a.link->bytes_there(there) > kBig);
+  p.a.link->stage(there);
+  p.send();
+  CHECK(p.a.link->counts().exported == 0);  // it was named as theirs
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  CHECK(p.a.session.value(there) == 2 && p.a.agent->is_away(far));
+  CHECK(p.a.agent->put_back(here, 0));
+  CHECK(drain(*p.a.worker) == 0);
+  p.talk();
+  CHECK(p.a.driver->sealed(far) && drain(*p.a.worker) == 1 && p.a.session.value(here) == 2);
+  Handle local = submit(*p.a.driver, {far});  // it is here now
+  CHECK(p.a.agent->waiting_in(kRouteClass) == 0 && drain(*p.a.worker) == 1 && p.a.session.value(local) == 2);
+}
+
+// Who waits for a task that becomes away need not ask again.
+void awaited_results_come() {
+  Pair p;
+  Handle h = p.a.submit_routed(), follower = submit(*p.a.driver, {h});
+  (void)p.a.driver->mark_awaited(&h, 1);
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  run_big(*p.b.worker);
+  p.answer();
+  p.talk();
+  CHECK(p.a.driver->sealed(h) && p.a.session.value(h) == 1);
+  std::vector<Handle> routed;
+  if (p.a.agent->claim_many(kRouteClass, 1, &routed) == 1) CHECK(p.a.agent->put_back(follower, 0));
+  CHECK(drain(*p.a.worker) == 1 && p.a.session.value(follower) == 2);
+}
+
+void several_returns() {
+  Pair p;
+  Handle task = p.a.submit_routed({}, 3);
+  std::vector<Handle> values = promises_of(p.a.session, task);
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  for (uint64_t i = 0; i < 3; ++i) CHECK(p.a.driver->sealed(values[i]) && p.a.session.value(values[i]) == 1 + i);
+  CHECK(p.a.driver->sealed(task));
+  for (Handle h : values) p.a.driver->drop(h);
+  CHECK(!p.a.session.lives(task));
+}
+
+// ---- failures ----------------------------------------------------------------------------------------------
+
+void a_task_without_its_function_fails() {
+  Pair p;
+  p.b.link = std::make_unique<Link>(p.b.agent.get(), 2, 1);
+  Handle h = p.a.submit_routed();
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  p.answer();
+  CHECK(state_of(p.a.session.word(h)) == kFailed && p.a.session.segment.record(h).result[0] == kErrorSystem);
+}
+
+void a_broken_link() {
+  Pair p;
+  Handle far = far_result(p), running = p.a.submit_routed(), follower = p.a.submit_routed({far});
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  std::string error(1, static_cast<char>(kErrorSystem));
+  p.a.link->down(error);
+  p.b.link->down(error);
+  CHECK(state_of(p.a.session.word(running)) == kReady && state_of(p.a.session.word(far)) != kAway);
+  CHECK(p.b.link->counts().exported == 0 && p.b.link->imported() == 0);
+  // what was away is computed again, when somebody asks
+  (void)p.a.driver->mark_awaited(&far, 1);
+  std::vector<Handle> claimed;
+  for (uint32_t c : {kRouteClass, kRouted}) p.a.agent->claim_many(c, 10, &claimed);
+  for (Handle h : claimed) CHECK(p.a.agent->put_back(h, 0));
+  drain(*p.a.worker);
+  claimed.clear();
+  for (uint32_t c : {kRouteClass, kRouted}) p.a.agent->claim_many(c, 10, &claimed);
+  for (Handle h : claimed) CHECK(p.a.agent->put_back(h, 0));
+  drain(*p.a.worker);
+  CHECK(p.a.session.value(running) == 1 && p.a.session.value(far) == 1 && p.a.session.value(follower) == 2);
+  drain(*p.b.worker);
+  CHECK(p.b.objects() < kRings);
+}
+
+void attempts_end() {
+  Pair p;
+  p.a.session.segment.function(kFunction).max_retries = 0;
+  Handle h = p.a.submit_routed();
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  p.a.link->down(std::string(1, static_cast<char>(kErrorSystem)) + "gone");
+  CHECK(state_of(p.a.session.word(h)) == kFailed);
+}
+
+// What the other side sends is checked: half frames, and frames with any word changed.
+void garbage() {
+  Random random(seed_or(5));
+  Pair source;
+  Handle small = put(*source.a.driver, 10, 300);
+  for (int i = 0; i < 3; ++i) (void)source.a.submit_routed({small});
+  CHECK(source.a.link->claim(kRouted, 10) == 3);
+  source.a.link->send_staged();
+  std::string good = source.a.link->take_out();
+  for (int round = 0; round < 400; ++round) {
+    Pair p;
+    std::string batch = good.substr(0, round % 2 == 0 ? random.below(good.size()) : good.size());
+    if (round % 2 == 1) batch[random.below(batch.size())] ^= static_cast<char>(1 + random.below(255));
+    const uint8_t* message;
+    uint32_t bytes;
+    auto* copy = static_cast<uint8_t*>(malloc(batch.size() + 1));  // so that a sanitizer sees the end
+    memcpy(copy, batch.data(), batch.size());
+    size_t at = 0;
+    do {
+      at += p.b.link->receive(copy + at, batch.size() - at, &message, &bytes);
+    } while (message != nullptr && !p.b.link->bad());
+    free(copy);
+  }
+}
+
+}  // namespace
+
+int main() {
+  small_tasks();
+  arguments();
+  big_results_stay();
+  tasks_follow_their_arguments();
+  awaited_results_come();
+  several_returns();
+  a_task_without_its_function_fails();
+  a_broken_link();
+  attempts_end();
+  garbage();
+  puts("ok");
+  return 0;
+}
