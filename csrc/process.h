@@ -338,7 +338,16 @@ class Process {
   std::vector<Queue*> queues_of(uint32_t cls) const;
   bool keeps_arguments(const Record& r, uint64_t w) const;
   bool next_attempt(Handle h, State state);
-  bool made_ready(Record& r, Handle h);
+  struct Place {
+    uint8_t kind;
+    uint16_t cls;
+  };
+  static constexpr Handle kGone = ~Handle{0};
+  static Place place_of(const Record& r);
+  static bool is_alive(const Record& r, Handle h);
+  Handle peek_dependency(const Record& r, Handle h, uint32_t i) const;
+  bool push_ready(Handle h, uint32_t cls);
+  bool made_ready(Handle h, Place at);
   void wake_class(uint32_t cls);
   Handle claim_call();
   void drop_generic(Handle h);

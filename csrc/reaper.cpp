@@ -147,7 +147,7 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
   finish_return(r, h);
   if (word_gen(w) != gen_of(h)) return;
   if (state_of(w) == kReady) {  // made ready (a retry) and perhaps never queued
-    (void)node_.made_ready(r, h);
+    (void)node_.made_ready(h, Process::place_of(r));
     return;
   }
   if (state_of(w) == kClaimed && take_over(r, h, slot, &w)) {

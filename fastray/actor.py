@@ -51,7 +51,8 @@ def method(*args: Any, **options: Any) -> Any:
 
     Takes num_returns, max_task_retries, retry_exceptions, timeout_s (seconds; a call that runs longer takes the actor's
     process with it; also for `__init__`; no effect in local mode), concurrency_group, name, and `read_only=True` for a
-    method that changes nothing (it is not run again after a restart from a checkpoint). Raises InvalidOptionError, OptionTypeError for a wrong one.
+    method that changes nothing (it is not run again after a restart from a checkpoint). Raises InvalidOptionError,
+    OptionTypeError for a wrong one.
     """
     if args or not options:
         raise TypeError("@fastray.method takes only keyword options: @method(num_returns=2)")
