@@ -84,6 +84,7 @@ void LocalScheduler::step(int64_t now) {
   state_->decide(now, &actions_);
   for (const SchedulerAction& action : actions_) apply(action, now);
   if (!actions_.empty()) write_lease_counts();
+  if (!reaper_->crashed().empty()) record_crashes(now);
   reaper_->push_due(now);
   wake_stuck();
   if (now >= sweep_at_) {
@@ -263,7 +264,7 @@ void LocalScheduler::wake_stuck() {
 // ---- waiting ---------------------------------------------------------------------------------------
 
 bool LocalScheduler::is_quiet() const {
-  if (state_->has_backlog() || !requests_.empty() || rung_) return false;
+  if (state_->has_backlog() || !requests_.empty() || rung_ || !reaper_->crashed().empty()) return false;
   for (const auto& [id, d] : drivers_)
     if (d.left && d.control >= 0) return false;  // it waits for the last of its logs
   for (uint32_t slot = 1; slot < workers_.size(); ++slot) {

@@ -42,6 +42,7 @@ enum class Control : uint32_t {
   kPreload = 3,     // text: modules to import for later workers, one a line
   kKillWorker = 4,  // SIGKILL to the worker in `slot`
   kKillActor = 5,   // the actor whose creation record is `handle`; `force`: it is not to start again
+  kRecorded = 6,    // worker in `slot`: the crashes it was forked with are written down
 };
 struct ControlMessage {
   uint32_t kind;
@@ -82,6 +83,7 @@ struct NodeRequest {
   uint32_t env = 0;
   bool actor = false;
   int stdout_fd = -1, stderr_fd = -1, control_fd = -1;  // the child's ends
+  std::vector<Handle> crashed;  // of a kFork: tasks whose failure it writes down before it works
   std::string text;
 };
 
@@ -139,6 +141,7 @@ class LocalScheduler {
     int64_t born_ns = 0;
     uint32_t job = 0;
     bool doomed = false;  // killed with its job
+    std::vector<Handle> crashed;  // tasks held for it until it has written them down
   };
   struct ActorSeen {
     bool wanted = false;     // stands in the line
@@ -200,6 +203,8 @@ class LocalScheduler {
   bool receive(int fd, Driver* from);
   void on_message(const ControlMessage& m, const char* text, Driver* from);
   void cancel(const ControlMessage& m);
+  void record_crashes(int64_t now);
+  void let_go_of_crashed(Worker& w);
   void kill_all();
   void kill_orphans();
 

@@ -46,6 +46,7 @@ void LocalScheduler::begin_job(const Driver& d, const char* text, size_t bytes) 
   job.start_ns = wall_ns();
   job.end_ns = 0;
   copy_text(job.name_space, sizeof job.name_space, text, name_space);
+  job.records_failures.store(0, std::memory_order_relaxed);
   copy_text(job.entrypoint, sizeof job.entrypoint, text + rest, bytes - rest);
   job.state.store(kJobRunning, std::memory_order_release);
 }

@@ -14,9 +14,10 @@ std::vector<LimitedTask> LocalScheduler::limited_tasks(uint32_t slot) const {
     if (h == 0 || (h & kFlightWaiting) || index_of(h) >= kRecordsMax) return;
     const Record& r = segment_.record(h);
     uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
-    if (state_of(w) != kClaimed || word_holder(w) != slot || word_gen(w) != gen_of(h)) return;
+    bool constructs = r.kind == kActor;  // announced while its constructor runs; nobody claims it
+    if (word_gen(w) != gen_of(h) || (!constructs && (state_of(w) != kClaimed || word_holder(w) != slot))) return;
     uint32_t f = std::atomic_ref<const uint32_t>(r.function).load(std::memory_order_relaxed);
-    uint32_t limit_ms = f < kFunctionsMax && r.kind == kTask ? segment_.function(f).timeout_ms : 0;
+    uint32_t limit_ms = f < kFunctionsMax && (constructs || r.kind == kTask) ? segment_.function(f).timeout_ms : 0;
     if (limit_ms != 0) found.push_back({h, static_cast<uint32_t>((w & kAttemptMask) >> kAttemptShift), limit_ms});
   };
   Handle claim = segment_.proc(slot).claim.load(std::memory_order_acquire);

@@ -87,6 +87,7 @@ void LocalScheduler::forked(const NodeRequest& request, int pid) {
   if (pid < 0) {
     for (int* fd : {&w.out.fd, &w.err.fd, &w.control}) close_fd(*fd);
     w.used = false;
+    let_go_of_crashed(w);
     if (w.actor >= 0) segment_.actor(static_cast<uint32_t>(w.actor)).state.store(kActorRestarting, std::memory_order_release);
     state_->worker_died(request.slot);
     segment_.proc(request.slot).state.store(kProcEmpty, std::memory_order_release);
@@ -165,6 +166,8 @@ CrashInfo LocalScheduler::examine(uint32_t slot, int status, uint64_t peak_bytes
   Worker& w = workers_[slot];
   CrashInfo crash{w.pid, WIFSIGNALED(status) ? WTERMSIG(status) : 0, WIFEXITED(status) ? WEXITSTATUS(status) : 0,
                   std::move(w.err.tail), w.actor, false, ""};
+  crash.job = w.job;
+  crash.recorded = segment_.job(w.job).records_failures.load(std::memory_order_relaxed) != 0;
   crash.time_ns = os::wall_ns();
   crash.uptime_ns = os::now_ns() - w.born_ns;
   crash.peak_bytes = peak_bytes;
@@ -190,6 +193,7 @@ void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes)
   if (w.actor >= 0) settle_actor(w, &crash, attached);
   w.used = false;
   w.pid = -1;
+  let_go_of_crashed(w);
   if (!attached && !w.doomed) {  // it cannot even start: do not fork in a tight loop
     failed_starts_ = std::min(failed_starts_ + 1, 7u);
     fork_after_ = os::now_ns() + (int64_t{10} << failed_starts_) * kMs;
@@ -202,6 +206,34 @@ void LocalScheduler::worker_died(uint32_t slot, int status, uint64_t peak_bytes)
   after_flush(w.job);
   moved_ = true;
   pace_.disturbed();
+}
+
+// ---- crashes that are to be written down (init(record_failures=...)) ----------------------------------
+
+// Arguments are unpickled for it, so this process cannot do it: the next worker of the environment does, before it
+// works. One at a time. Arguments that kill it are not tried again.
+void LocalScheduler::record_crashes(int64_t now) {
+  std::vector<Reaper::Crashed>& crashed = reaper_->crashed();
+  for (const Worker& w : workers_)
+    if (w.used && !w.crashed.empty()) return;
+  std::erase_if(crashed, [&](const Reaper::Crashed& c) {
+    if (is_over(c.job)) process_.drop(c.h);
+    return is_over(c.job);
+  });
+  if (crashed.empty()) return;
+  uint32_t env = crashed.front().env;
+  int slot = prepare_fork(env, now);
+  if (slot < 0) return;
+  std::erase_if(crashed, [&](const Reaper::Crashed& c) {
+    if (c.env == env) requests_.back().crashed.push_back(c.h);
+    return c.env == env;
+  });
+  workers_[static_cast<uint32_t>(slot)].crashed = requests_.back().crashed;
+}
+
+void LocalScheduler::let_go_of_crashed(Worker& w) {
+  for (Handle h : w.crashed) process_.drop(h);
+  w.crashed.clear();
 }
 
 // ---- messages --------------------------------------------------------------------------------------
@@ -235,6 +267,9 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
       return;
     case Control::kKillActor:
       return kill_actor(m);
+    case Control::kRecorded:
+      if (m.slot < workers_.size() && workers_[m.slot].used) let_go_of_crashed(workers_[m.slot]);
+      return;
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
         kill(workers_[m.slot].pid, SIGKILL);

@@ -126,6 +126,13 @@ class Process {
   void recover(Handle h);
   // The same for a return value whose task is running again: kLost -> kPromised.
   bool revive(Handle promise);
+  // Filed lineage is its owner's alone. `began` is called when the first task is filed (GIL held, in the middle of
+  // whatever led there): from then on somebody has to call answer_wanted() whenever answer_word() has changed.
+  void on_filing(void (*began)()) { filing_began_ = began; }
+  void answer_wanted();
+  uint32_t answer_word() const { return self_->answer_futex.load(std::memory_order_seq_cst); }  // SYNC POINT: wanted
+  void sleep_until_wanted(uint32_t seen) const { os::futex_wait(&self_->answer_futex, seen, -1); }  // any thread
+  static void wake_answerer(Proc& owner);
   // ---- values on other nodes ------------------------------------------------------------------
   bool is_away(Handle h) const;
   static Away away_of(const Record& r);
@@ -331,7 +338,16 @@ class Process {
   std::vector<Queue*> queues_of(uint32_t cls) const;
   bool keeps_arguments(const Record& r, uint64_t w) const;
   bool next_attempt(Handle h, State state);
-  bool made_ready(Record& r, Handle h);
+  struct Place {
+    uint8_t kind;
+    uint16_t cls;
+  };
+  static constexpr Handle kGone = ~Handle{0};
+  static Place place_of(const Record& r);
+  static bool is_alive(const Record& r, Handle h);
+  Handle peek_dependency(const Record& r, Handle h, uint32_t i) const;
+  bool push_ready(Handle h, uint32_t cls);
+  bool made_ready(Handle h, Place at);
   void wake_class(uint32_t cls);
   Handle claim_call();
   void drop_generic(Handle h);
@@ -380,7 +396,6 @@ class Process {
   bool restore_places(Handle h, std::unordered_map<uint64_t, Handle>* made, std::vector<Handle>* todo);
   bool asks_owner(const Record& r) const;
   void ask_owner(const Record& r, Handle h);
-  void answer_wanted();
   void give_up(Handle h, LostReason why, const std::vector<Lost>& lost, size_t i);
   std::string describe(Handle h) const;
   std::vector<Handle> dependencies_of(Handle h) const;
@@ -419,6 +434,7 @@ class Process {
   std::deque<Handle> kept_;      // finished ones among them that keep their arguments
   std::unordered_map<Handle, Filed> filed_;
   std::unique_ptr<LineageFile> file_;
+  void (*filing_began_)() = nullptr;
   size_t filing_from_ = 0, evicted_ = 0;  // see file_lineage
   uint32_t filed_again_ = 0;     // of filed_, those that came back
   std::vector<uint64_t> released_bytes_;  // by slot: payloads of it given back since it was woken for that

@@ -96,9 +96,9 @@ bool Process::is_ordered(uint32_t cls) const {
 }
 
 // It was waiting and is ready: an ordered one stands in its caller's queue, the creation in none.
-bool Process::made_ready(Record& r, Handle h) {
-  if (r.kind != kActor && !is_ordered(r.cls)) return push_ready(h);
-  wake_class(r.cls);
+bool Process::made_ready(Handle h, Place at) {
+  if (at.kind != kActor && !is_ordered(at.cls)) return push_ready(h, at.cls);
+  wake_class(at.cls);
   return true;
 }
 

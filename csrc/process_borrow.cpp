@@ -15,19 +15,19 @@ namespace fastray {
 // True when it may have been the last handle of an actor: the node has to look.
 bool Process::clear_entry(const Segment& segment, LedgerEntry& entry) {
   Handle h = entry.record.load(std::memory_order_relaxed);
-  Proc& owner = segment.proc(segment.record(h).owner);
+  const Record& r = segment.record(h);
+  uint32_t slot = r.owner;  // read before: the entry keeps the record, afterwards its next life may be written
+  bool actor = r.kind == kActor;
+  Proc& owner = segment.proc(slot);
   // SYNC POINT: release-epoch (seq_cst on all three: see the top)
   owner.release_epoch.fetch_add(1, std::memory_order_seq_cst);
   entry.record.store(0, std::memory_order_seq_cst);
   entry.container.store(0, std::memory_order_relaxed);
   owner.release_epoch.fetch_add(1, std::memory_order_seq_cst);
   // In limbo (a hint: the owner may be writing): an idle owner has to be told that it can be freed now.
-  const Record& r = segment.record(h);
-  if (r.pins == 0 && (r.state.load(std::memory_order_relaxed) & kFlagShared)) {
-    Process::wake_process(segment, r.owner);
-    return r.kind == kActor;
-  }
-  return false;
+  if (r.pins != 0 || !(r.state.load(std::memory_order_relaxed) & kFlagShared)) return false;
+  Process::wake_process(segment, slot);
+  return actor;
 }
 
 void Process::drop_borrow(Handle h, std::unordered_map<Handle, Borrow>::iterator it) {

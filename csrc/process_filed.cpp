@@ -78,7 +78,10 @@ bool Process::file(Handle h, uint32_t holds) {
   if (!alone || r.kind != kTask || !is_settled(w) || state_of(w) == kFailed || !can_rerun(r)) return false;
   LineageFile::Spec spec;
   if (!describe_spec(r, &spec)) return false;
-  if (file_ == nullptr) file_ = std::make_unique<LineageFile>(segment_.header().lineage_file_bytes);
+  if (file_ == nullptr) {
+    file_ = std::make_unique<LineageFile>(segment_.header().lineage_file_bytes);
+    if (filing_began_ != nullptr) filing_began_();
+  }
   uint64_t place = file_->append(spec);
   if (place == 0) return false;
   filed_[h] = Filed{place, 0, holds};
@@ -269,10 +272,16 @@ void Process::ask_owner(const Record& r, Handle h) {
     uint64_t none = 0;
     // SYNC POINT: wanted
     if (owner.wanted.compare_exchange_strong(none, h, std::memory_order_acq_rel) || none == h) break;
-    wake_process(segment_, r.owner);
+    wake_answerer(owner);
     sched_yield();
   }
-  wake_process(segment_, r.owner);
+  wake_answerer(owner);
+  wake_process(segment_, r.owner);  // an idle worker has no thread for it: it looks when it is woken
+}
+
+void Process::wake_answerer(Proc& owner) {
+  owner.answer_futex.fetch_add(1, std::memory_order_seq_cst);  // SYNC POINT: wanted
+  os::futex_wake(&owner.answer_futex, 1);
 }
 
 void Process::answer_wanted() {

@@ -405,7 +405,7 @@ void Process::recover_again(Handle root, uint32_t dead) {
     } else if (is_walked(w)) {
       notify_again(h);
     } else if (state_of(w) == kReady) {
-      (void)made_ready(r, h);  // perhaps it was never queued; a second entry does no harm
+      (void)made_ready(h, place_of(r));  // perhaps it was never queued; a second entry does no harm
     } else if (state_of(w) == kClaimed && word_holder(w) == dead) {
       uint64_t back = with_state(w, r.kind == kPromise ? kPromised : kLost, 0);
       if (r.state.compare_exchange_strong(w, back, std::memory_order_acq_rel)) recover_one(&lost, i);

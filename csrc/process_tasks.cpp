@@ -64,25 +64,52 @@ bool Process::publish_waiting(Record* r, Handle h, uint64_t flags) {
   return done;
 }
 
+// Who fires an edge does not hold the task that waits: its owner may cancel it, free it and write the record's next
+// life while we read. So what was read counts only when the word is still of this life afterwards.
+[[gnu::no_sanitize("thread")]] Process::Place Process::place_of(const Record& r) { return {r.kind, r.cls}; }
+
+// Its dependency number i; 0: it has no more; kGone: the record lives another life.
+[[gnu::no_sanitize("thread")]] Handle Process::peek_dependency(const Record& r, Handle h, uint32_t i) const {
+  Handle found = 0;
+  if (r.args_bytes != kArgsInHeap) {
+    if (i < r.dependencies && i < kInlineArgs / sizeof(Handle)) memcpy(&found, r.args + i * sizeof(Handle), sizeof found);
+  } else {
+    Offset offset = r.args_heap.offset;
+    if (!is_alive(r, h)) return kGone;  // else it is the offset of its payload, and that stays where it is
+    const auto* header = segment_.at<PayloadHeader>(offset);
+    if (i < header->dependencies) found = reinterpret_cast<const Handle*>(header + 1)[i];
+  }
+  return is_alive(r, h) ? found : kGone;
+}
+
+bool Process::is_alive(const Record& r, Handle h) {
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return word_gen(r.state.load(std::memory_order_relaxed)) == gen_of(h);
+}
+
 // d waits (its state word is w): goes over its dependencies from `stage` on.
 bool Process::advance(Record& d, Handle h, uint64_t w, uint32_t stage) {
-  uint32_t n, refs;
-  const Handle* deps = argument_handles(segment_, d, &n, &refs);
-  bool away_counts = d.kind == kTask && !is_actor_class(d.cls);
+  Place at = place_of(d);
+  bool away_counts = at.kind == kTask && !is_actor_class(at.cls);
   for (;;) {
+    Handle next;
     // what is away counts as done: the task is routed (push_ready), unless it is an actor's call
-    while (stage < n && (sealed(deps[stage]) || (away_counts && is_away(deps[stage])))) ++stage;
-    State next_state = stage < n ? kWaiting : kReady;
-    uint32_t holder = stage < n ? stage & 0xFFF : 0;
+    while ((next = peek_dependency(d, h, stage)) != 0) {
+      if (next == kGone) return true;
+      if (!sealed(next) && !(away_counts && is_away(next))) break;
+      ++stage;
+    }
+    State next_state = next != 0 ? kWaiting : kReady;
+    uint32_t holder = next != 0 ? stage & 0xFFF : 0;
     uint32_t waited = word_holder(w);
     // SYNC POINT: record-state (whoever makes this swap has the right to go on)
     while (!d.state.compare_exchange_weak(w, with_state(w, next_state, holder), std::memory_order_acq_rel)) {
       if (state_of(w) != kWaiting || word_gen(w) != gen_of(h) || word_holder(w) != waited) return true;
     }
-    if (next_state == kReady) return made_ready(d, h);
-    if (!add_edge(deps[stage], kEdgeRecord, index_of(h), gen_of(h), stage)) {
-      bool away = is_away(deps[stage]);
-      if (is_lost(deps[stage]) || (away && !away_counts)) lost_.push_back(Lost{deps[stage], -1});
+    if (next_state == kReady) return made_ready(h, at);
+    if (!add_edge(next, kEdgeRecord, index_of(h), gen_of(h), stage)) {
+      bool away = is_away(next);
+      if (is_lost(next) || (away && !away_counts)) lost_.push_back(Lost{next, -1});
       if (!away || !away_counts) return true;
     }
     // sealed (or away) before the edge was seen: go on ourselves, unless the sealer did
@@ -118,8 +145,12 @@ bool Process::add_edge(Handle on, EdgeKind kind, uint32_t target, uint32_t gen, 
 }
 
 bool Process::push_ready(Handle h) {
-  const Record& r = segment_.record(h);
-  QueueProducer* q = producer(clustered() && !is_actor_class(r.cls) && needs_away(r) ? kRouteClass : r.cls);
+  return push_ready(h, place_of(segment_.record(h)).cls);
+}
+
+bool Process::push_ready(Handle h, uint32_t cls) {
+  bool routed = clustered() && !is_actor_class(cls) && needs_away(segment_.record(h));
+  QueueProducer* q = producer(routed ? kRouteClass : cls);
   if (q == nullptr || !q->push(h)) return false;
   notify(*q);
   return true;
@@ -133,7 +164,7 @@ void Process::fire(uint32_t index, uint32_t gen, uint32_t stage, bool again) {
   if (state_of(w) == kWaiting && word_holder(w) == stage) {
     (void)advance(d, h, w, stage + 1);
   } else if (again && state_of(w) == kReady) {
-    (void)made_ready(d, h);  // perhaps it was made ready and never queued; a second entry does no harm
+    (void)made_ready(h, place_of(d));  // perhaps it was made ready and never queued; a second entry does no harm
   } else if (again && state_of(w) == kWaiting) {
     (void)advance(d, h, w, 0);  // perhaps it moved on and its next edge was never hung
   }

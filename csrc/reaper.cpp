@@ -147,7 +147,7 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
   finish_return(r, h);
   if (word_gen(w) != gen_of(h)) return;
   if (state_of(w) == kReady) {  // made ready (a retry) and perhaps never queued
-    (void)node_.made_ready(r, h);
+    (void)node_.made_ready(h, Process::place_of(r));
     return;
   }
   if (state_of(w) == kClaimed && take_over(r, h, slot, &w)) {
@@ -238,9 +238,29 @@ void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
     append(earlier.data(), earlier.size() * sizeof(AttemptReport));
     append(crash->events.data(), crash->events.size() * sizeof(EventReport));
     more += crash->stderr_tail;
+    if (crash->recorded) hold_crashed(r, h, *crash);
   }
   uint64_t flags = node_.write_failure(r, h, code, more.data(), more.size());
   (void)node_.seal(h, kFailed, flags);
+}
+
+// Until a worker has written it down, see LocalScheduler::record_crashes. Beyond the limit only who asks writes it.
+void Reaper::hold_crashed(Record& r, Handle h, const CrashInfo& crash) {
+  constexpr size_t kCrashedMax = 256;
+  if (crashed_.size() >= kCrashedMax) return;
+  bool returns = (r.state.load(std::memory_order_acquire) & kFlagMulti) != 0 &&
+                 !(segment_.function(r.function).flags & kStreaming);
+  if (returns) {  // the error is in those that are not sealed yet
+    const Handle* promises = Process::promise_handles(segment_, r);
+    auto open = [&](Handle p) {
+      uint64_t w = segment_.record(p).state.load(std::memory_order_acquire);
+      return state_of(w) == kPromised && word_gen(w) == gen_of(p);
+    };
+    const Handle* found = std::find_if(promises, promises + r.ret, open);
+    if (found == promises + r.ret) return;
+    h = *found;
+  }
+  if (node_.hold(h)) crashed_.push_back({h, segment_.cls(r.cls).runtime_env, crash.job});
 }
 
 // Sealed, by the dead process or by us: whoever waits for it, or for one of its returns, must know.

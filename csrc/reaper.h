@@ -38,6 +38,8 @@ struct CrashInfo {
   int64_t uptime_ns = 0, time_ns = 0;
   uint32_t oom_kills = 0;
   std::vector<EventReport> events{};
+  uint32_t job = 0;
+  bool recorded = false;  // this job's failures are written down
 
   AttemptReport attempt(Handle task) const {
     return {pid, signal, exit_code, hung.task == task ? hung.limit_ms : 0};
@@ -52,6 +54,12 @@ class Reaper {
   // Queues the delayed tasks whose time has come. The time of the next one, INT64_MAX for none.
   void push_due(int64_t now);
   int64_t next_due() const;
+  // Tasks that crashed for good and are to be written down, held for that (a return value stands for its task).
+  struct Crashed {
+    Handle h;
+    uint32_t env, job;
+  };
+  std::vector<Crashed>& crashed() { return crashed_; }
   // Slow tick: frees what was adopted and is not borrowed any more, and memory of the dead that is not used any more.
   void sweep();
 
@@ -91,6 +99,7 @@ class Reaper {
   void claimed_by(uint32_t slot, std::vector<Handle>* held);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
+  void hold_crashed(Record& r, Handle h, const CrashInfo& crash);
   void requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash);
   void announce(Record& r, Handle h);
   void repair_results(Record& r, Handle h, uint64_t w);
@@ -128,6 +137,7 @@ class Reaper {
   std::vector<Orphan> orphans_;
   std::vector<Delayed> delayed_;
   AttemptLog attempts_;
+  std::vector<Crashed> crashed_;
   std::unordered_set<uint32_t> over_;
 };
 

@@ -291,7 +291,8 @@ struct alignas(kCacheLine) Proc {
   std::atomic<uint32_t> release_epoch;  // bumped when a borrower lets go of something it owns
   std::atomic<uint32_t> returned;       // bumped when someone returned a record to its chunks
   std::atomic<uint64_t> wanted;         // lost record whose arguments only this process has (in its file)
-  uint32_t pad2[10];
+  std::atomic<uint32_t> answer_futex;   // bumped after that: its thread for answers sleeps on it
+  uint32_t pad2[9];
   // which record chunks may hold records it owns
   alignas(kCacheLine) std::atomic<uint64_t> chunks[kChunksMax / 64];
 };

@@ -98,7 +98,8 @@ struct Job {
   int64_t start_ns;   // wall clock
   int64_t end_ns;     // of the driver; 0 while it is attached
   char name_space[64];
-  char entrypoint[160];
+  char entrypoint[156];
+  std::atomic<uint32_t> records_failures;  // init(record_failures=...): crashes are written down too
 };
 static_assert(sizeof(Job) == 256);
 inline constexpr uint32_t kJobsKept = 1024;

@@ -49,9 +49,10 @@ def actor_id(runtime: Runtime, record_id: int) -> ActorID:
 def method(*args: Any, **options: Any) -> Any:
     """Decorator: options of a method of an actor's class, `@fastray.method(num_returns=2)`; matches Ray's.
 
-    Takes num_returns, max_task_retries, retry_exceptions, timeout_s (a call that runs longer takes the actor's process
-    with it), concurrency_group, name, and `read_only=True` for a method that changes nothing (it is not run again after
-    a restart from a checkpoint). Raises InvalidOptionError, OptionTypeError for a wrong one.
+    Takes num_returns, max_task_retries, retry_exceptions, timeout_s (seconds; a call that runs longer takes the actor's
+    process with it; also for `__init__`; no effect in local mode), concurrency_group, name, and `read_only=True` for a
+    method that changes nothing (it is not run again after a restart from a checkpoint). Raises InvalidOptionError,
+    OptionTypeError for a wrong one.
     """
     if args or not options:
         raise TypeError("@fastray.method takes only keyword options: @method(num_returns=2)")
@@ -314,7 +315,7 @@ class ActorClass:
                 from fastray.serialization import dumps_function_with_references
 
                 self._blob = dumps_function_with_references(self._class, self.__name__)
-            code = runtime.export_class(*self._blob, self._info.name)
+            code = runtime.export_class(*self._blob, self._info.name, self._info.constructor_timeout_ms())
             self._exported = (session, code, runtime.actors.add_info(self._info))
         return self._exported[1], self._exported[2]
 

@@ -29,7 +29,7 @@ _WHY = {
     EXITED: "it left by exit_actor() or sys.exit()",
     HANDLES_GONE: "no handle of it was left",
     START_FAILED: "its process could not be started",
-    TIMED_OUT: "a call ran longer than its timeout_s and its process was killed",
+    TIMED_OUT: "a call, or its constructor, ran longer than its timeout_s and its process was killed",
     JOB_OVER: "the driver that owned it ended (only lifetime=\"detached\" lives on)",
 }
 

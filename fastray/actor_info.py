@@ -122,6 +122,15 @@ class ActorInfo:
             info.check_group(name, method.given.get("concurrency_group"))
         return info
 
+    def constructor_timeout_ms(self) -> int:
+        """Limit of the constructor, `@method(timeout_s=...)` of `__init__`; 0: none."""
+        if self.constructor is None or "timeout_s" not in self.constructor.given:
+            return 0
+        from fastray.actor_options import parse_method_options
+        from fastray.option_checks import to_milliseconds
+
+        return to_milliseconds(parse_method_options(self.constructor.given).timeout_s)
+
     def check_group(self, method: str, group: object) -> None:
         """Raises ValueError when no group of this name exists."""
         if group is not None and group not in self.groups:

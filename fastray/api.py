@@ -95,6 +95,8 @@ def is_initialized() -> bool:
 def remote(*args: Any, **options: Any) -> Any:
     """Decorator: makes a function remote. `@remote` or `@remote(num_cpus=2, ...)`; matches Ray's.
 
+    Options of functions that Ray does not have: timeout_s (seconds; a task that runs longer takes its worker with it
+    and runs again while max_retries lasts, then it is a TaskTimeoutError; no effect in local mode), seed, cache.
     Raises InvalidOptionError, OptionTypeError for options; TypeError for what cannot be decorated.
     """
     if len(args) == 1 and not options and (callable(args[0])):

@@ -1,7 +1,8 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Drivers send all kinds, workers cancel_message and kill_actor_message. A daemon's driver
+sockets are SOCK_SEQPACKET. Drivers send all kinds but the last, workers cancel_message, kill_actor_message
+and recorded_message. A daemon's driver
 sends `attach_message` first and gets an answer, see docs/internals/daemon.md.
 """
 
@@ -13,7 +14,7 @@ import sys
 from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
-SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR = 1, 2, 3, 4, 5
+SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED = range(1, 7)
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -64,3 +65,8 @@ def kill_worker_message(slot: int) -> bytes:
 def kill_actor_message(creation: int, no_restart: bool) -> bytes:
     """SIGKILL to the actor whose creation record is `creation`; it does not start again when `no_restart`."""
     return _MESSAGE.pack(KILL_ACTOR, 0, creation, 1 if no_restart else 0, 0)
+
+
+def recorded_message(slot: int) -> bytes:
+    """The worker in `slot` has written down the crashes that it was forked with."""
+    return _MESSAGE.pack(RECORDED, slot, 0, 0, 0)

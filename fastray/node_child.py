@@ -25,6 +25,7 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     stdout, stderr, control = loop.child_fds
     segment, bell = loop.node_fds
     environment = loop.runtime_env()
+    crashed = loop.crashed
     loop.become_child()
     die_with_parent(signal.SIGKILL)
     if os.getppid() != node_pid:  # it died before the line above
@@ -46,7 +47,7 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     gc.enable()
     from fastray.worker import main
 
-    main(segment, slot, bell, control, setup_error)
+    main(segment, slot, bell, control, setup_error, crashed)
 
 
 def _streams(stdout: int, stderr: int) -> None:

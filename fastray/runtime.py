@@ -165,14 +165,18 @@ class Runtime:
             raise ActorUnschedulableError(_unschedulable(f"actor {name}", problems), actor_name=name)
         return demand, list(self._totals), self._environment(options)
 
-    def export_class(self, data: bytes, references: list[ObjectRef[Any]], name: str) -> int:
-        """Function-table index of an actor's class."""
+    def export_class(
+        self, data: bytes, references: list[ObjectRef[Any]], name: str, timeout_ms: int = 0
+    ) -> int:
+        """Function-table index of an actor's class; `timeout_ms`: limit of its constructor."""
         from _blake2 import blake2b
 
         handles = [self.attachment.handle_of(ref) for ref in references]
         blob = pickle.dumps((data, handles, False, f"{name}.__init__"), protocol=5)
-        digest = blake2b(blob, digest_size=16).digest()
-        index: int = self.attachment.register_function(blob, digest, f"{name}.__init__", 0, 0, 1, 0, 0)
+        digest = blake2b(blob + timeout_ms.to_bytes(4, "little"), digest_size=16).digest()
+        index: int = self.attachment.register_function(
+            blob, digest, f"{name}.__init__", 0, 0, 1, 0, 0, timeout_ms
+        )
         return index
 
     def use_job_environment(self, job: dict[str, object]) -> None:

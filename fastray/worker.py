@@ -20,6 +20,7 @@ from fastray._native.session import Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from fastray.exceptions import WorkerCrashedError
@@ -93,9 +94,11 @@ def show_gpus(mask: int) -> None:
 
 
 def main(
-    segment_fd: int, slot: int, bell_fd: int, control_fd: int, setup_error: Exception | None = None
-) -> None:
-    """Runs tasks until the node tells this worker to leave, then ends the process.
+    segment_fd: int, slot: int, bell_fd: int, control_fd: int, setup_error: Exception | None = None,
+    crashed: Sequence[int] = (),
+) -> None:  # fmt: skip
+    """Runs tasks until the node tells this worker to leave, then ends the process. First it writes down the failures
+    of `crashed`: handles of tasks that took their workers with them.
 
     With `setup_error` (its runtime_env failed) every task fails with RuntimeEnvSetupError.
     """
@@ -109,7 +112,13 @@ def main(
     if record_failures:
         from fastray.recovery.failures import FailureRecorder
 
-        FailureRecorder(runtime, record_failures).start()
+        recorder = FailureRecorder(runtime, record_failures)
+        recorder.start()
+        if crashed:
+            from fastray.control import recorded_message
+
+            recorder.write_crashed(crashed)
+            os.write(control_fd, recorded_message(slot))
     install_task_streams(native.current_task_name)
     native.watch_output(unfinished)
     if attachment.durable_address():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ MARKER = "FASTRAY_TEST_SESSION"
 LEFTOVER_WAIT_S = 5.0  # a node that lost its driver is gone within one second
 
 os.environ[MARKER] = uuid.uuid4().hex
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job: programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if str(ROOT / "tests") not in sys.path:
     sys.path.append(str(ROOT / "tests"))  # daemon_helpers, waiting
 

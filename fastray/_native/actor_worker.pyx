@@ -90,10 +90,13 @@ def construct():
     cdef Handle h = mine.creation.load()
     cdef Record* r = &session.records[index_of(h)]
     cdef bytes error
+    session.process.self().claim.store(h)  # the node looks how long it takes, if it has a limit
     try:
         return call(h, r, load(r.function))
     except DependencyFailed as failure:
         error = failure.args[0]
+    finally:
+        session.process.end_task()
     raise decode_error(<const uint8_t*><const char*>error, len(error), r)
 
 

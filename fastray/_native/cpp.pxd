@@ -162,7 +162,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint32_t slot
         int64_t start_ns, end_ns
         char name_space[64]
-        char entrypoint[160]
+        char entrypoint[156]
+        Atomic32 records_failures
     cdef struct Resource:
         char name[56]
         uint64_t total
@@ -299,6 +300,12 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void recover(Handle h)
         cbool revive(Handle promise)
         cbool is_filed(Handle h)
+        void on_filing(void (*began)() noexcept nogil)
+        void answer_wanted()
+        uint32_t answer_word()
+        void sleep_until_wanted(uint32_t seen)
+        @staticmethod
+        void wake_answerer(Proc& owner)
         size_t owned_filed()
         Offset make_payload(const PayloadShape& shape, Handle for_record, PayloadView* view)
         @staticmethod
@@ -401,6 +408,7 @@ cdef extern from "local_scheduler.h" namespace "fastray" nogil:
         uint32_t slot, env
         cbool actor
         int stdout_fd, stderr_fd, control_fd
+        vector[Handle] crashed
         string text
     cdef cppclass LocalScheduler:
         string start(const SchedulerFds& fds)

@@ -71,6 +71,11 @@ cdef class LocalScheduler:
         return self.request.actor
 
     @property
+    def crashed(self):
+        """Of a FORK: handles of tasks whose failure the worker writes down before it works."""
+        return self.request.crashed
+
+    @property
     def modules(self):
         """Of a PRELOAD: the modules to import."""
         return self.request.text.decode().split("\n")

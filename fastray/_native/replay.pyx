@@ -143,6 +143,11 @@ cdef object dependency(Handle h):
     return read_value(h, r)
 
 
+def error_of_handle(Handle h):
+    """The exception in a failed record, which somebody holds for us."""
+    return error_of(record_of(h))
+
+
 def is_done(ObjectRef ref):
     """True when its value is there, and no error."""
     check_ref(ref)

@@ -44,6 +44,7 @@ from fastray._native.cpp cimport (
     random_u64,
     state_of,
 )
+from fastray._native.filed cimport forget_serving, serve_filed, stop_serving
 from fastray._native.object_ref cimport ObjectRef, attach_session, check_ref, detach_session, make_held_ref, session
 
 cdef extern from "<unistd.h>" nogil:
@@ -129,6 +130,7 @@ cdef class Attachment:
     def activate(self, bint local=False):
         """The fast paths use this attachment from now on."""
         attach_session(self.process, local)
+        serve_filed(self.process)
         self.active = True
 
     def deactivate(self):
@@ -142,6 +144,7 @@ cdef class Attachment:
         cdef int tries = 0
         detach_session()
         self.active = False
+        stop_serving(self.process)
         Process.wake_process(self.segment, self.process.slot())
         while self.process.self().sleepers.load() != 0 and tries < 1000:  # threads that wait in get()
             with nogil:
@@ -167,6 +170,7 @@ cdef class Attachment:
         if self.active:
             detach_session()
             self.active = False
+            forget_serving()
         self.process.abandon()
 
     # ---- this process and its node ----------------------------------------------------------------
@@ -278,7 +282,7 @@ cdef class Attachment:
     def begin_private_job(self, str name_space, str entrypoint, int64_t start_ns):
         """The driver of a private node says what its job is; a daemon's node does it for its drivers."""
         cdef Job* job = &self.segment.job(self.job)
-        cdef bytes space = name_space.encode("utf-8", "replace")[:63], entry = entrypoint.encode("utf-8", "replace")[:159]
+        cdef bytes space = name_space.encode("utf-8", "replace")[:63], entry = entrypoint.encode("utf-8", "replace")[:155]
         job.number = self.job
         job.pid = self.pid
         job.slot = self.process.slot()
@@ -287,6 +291,10 @@ cdef class Attachment:
         memcpy(job.entrypoint, <const char*>entry, len(entry))
         job.state.store(kJobRunning)
         self.segment.header().jobs_used.store(self.job)
+
+    def record_failures(self):
+        """Crashes of this job's tasks are written down by its workers, whether somebody asks or not."""
+        self.segment.job(self.job).records_failures.store(1)
 
     def jobs(self):
         """(number, state, pid of the driver, start, end in ns of wall clock or 0, namespace, entry point) of each job

@@ -317,7 +317,7 @@ cdef object lost_error(bytes data):
 
 LOST_REASONS = {
     1: "no task makes it (it came from put() or a generator)",
-    2: "the arguments of its task are gone too",
+    2: "the arguments of its task are gone too (let go of, or their owner died with its file of old lineage)",
     3: "its task may not run again (max_retries)",
 }
 

@@ -1,8 +1,8 @@
 """Failed tasks on disk, so that they can be run again after their session: `init(record_failures=DIR)`.
 
     failure    a file `TASK_ID.failure`: a header (what `fastray replay` lists), then the pickled Lineage
-    recorder   writes them: in the worker when a task raises for the last time, in the process that asks when a task
-               took its worker with it
+    recorder   writes them: in the worker when a task raises for the last time; when a task took its worker with it, in
+               the next worker or in the process that asks, whoever is first
 
 Values of references among the arguments are written in their place. A task with more than RECORD_BYTES_MAX of arguments
 has a header only, which says so. Files appear by rename, mode 0600, in a directory of mode 0700; the oldest go when
@@ -23,6 +23,7 @@ from fastray.exceptions import ReplayError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from fastray.crash_errors import WorkerCrashedError
@@ -118,6 +119,7 @@ class FailureRecorder:
         """From now on failures of this process, and crashes that it asks about, are written."""
         from fastray._native import returns, values
 
+        self._runtime.attachment.record_failures()
         returns.record_failures(self.failed)
         values.record_crashes(self.crashed)
 
@@ -142,6 +144,13 @@ class FailureRecorder:
         mine = handle and native.describe(handle)[0] == int(error.task_id[16:], 16)
         if mine and not os.path.exists(self._path(error.task_id)):
             self._try(handle, str(error).split("\n", 1)[0], str(error))
+
+    def write_crashed(self, handles: Sequence[int]) -> None:
+        """Those that nobody has asked for yet. The node holds the records meanwhile."""
+        from fastray._native import replay as native
+
+        for handle in handles:
+            native.error_of_handle(handle)  # reading it calls `crashed`
 
     def _path(self, task_id: str) -> str:
         return os.path.join(self._directory, task_id + SUFFIX)

@@ -259,6 +259,44 @@ def test_a_hung_coroutine_is_found_though_the_event_loop_goes_on():
     assert get(actor.pid.remote()) != pid
 
 
+def test_a_hung_constructor_starts_again_and_at_last_is_the_actors_end(tmp_path):
+    @fastray.remote
+    class Slow:
+        @fastray.method(timeout_s=LIMIT_S)
+        def __init__(self, path, hangs):
+            mark(path)
+            if marks(path) <= hangs:
+                hang()
+
+        def answer(self):
+            return 42
+
+    once, always = str(tmp_path / "once"), str(tmp_path / "always")
+    assert get(Slow.options(max_restarts=1).remote(once, 1).answer.remote()) == 42
+    assert marks(once) == 2
+    with pytest.raises(ActorDiedError, match=r"constructor, ran longer than its timeout_s"):
+        get(Slow.options(max_restarts=2).remote(always, 99).answer.remote())
+    assert marks(always) == 3
+
+
+def test_a_constructors_wait_for_its_arguments_does_not_count():
+    @fastray.remote
+    def late():
+        time.sleep(3 * LIMIT_S)
+        return 7
+
+    @fastray.remote
+    class Patient:
+        @fastray.method(timeout_s=2 * LIMIT_S)
+        def __init__(self, value):
+            self.value = value
+
+        def get(self):
+            return self.value
+
+    assert get(Patient.remote(late.remote()).get.remote()) == 7
+
+
 def test_limits_are_checked():
     @fastray.remote
     def f():

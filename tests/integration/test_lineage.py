@@ -349,7 +349,7 @@ def test_a_task_that_let_go_of_its_arguments(log):
     assert fastray.evict(b) == 0
     lost_for_good(b)
     assert explain(b).missing[0].reason == NO_LINEAGE
-    with pytest.raises(ObjectReconstructionFailedError, match=r"arguments of its task are gone too: add\(\)"):
+    with pytest.raises(ObjectReconstructionFailedError, match=r"arguments of its task are gone too .*: add\(\)"):
         get(b)
 
 

@@ -77,6 +77,33 @@ print(fastray.get(first_of.remote([x])) == value, fastray.get(x)[0] == value)
     assert program(run_program, source) == ["True", "True"]
 
 
+def test_an_owner_that_does_something_else_answers(run_program, tmp_path):
+    source = """
+import os
+
+@fastray.remote(num_cpus=0)
+def look(refs, path):
+    with open(path + ".tmp", "w") as file:
+        file.write(str(float(fastray.get(refs[0])[0])))
+    os.rename(path + ".tmp", path)
+
+for life in "ab":  # the second session has a thread of its own
+    path = sys.argv[1] + life
+    x = until_filed(start.remote(1), lambda x: add.remote(x, 1))
+    value = float(fastray.get(x)[0])
+    eventually(lambda: fastray.evict(x) == 1)
+    look.remote([x], path)
+    eventually(lambda: os.path.exists(path))  # without a call into fastray
+    print(float(open(path).read()) == value)
+    fastray.shutdown()
+    fastray.init(num_cpus=2)
+"""
+    out = run_program(
+        CHAIN + source, str(tmp_path / "value"), env={"FASTRAY_LINEAGE_TASKS": "500"}, seconds=100
+    ).stdout
+    assert out.split() == ["True", "True"]
+
+
 def test_small_arguments_are_filed_as_values(run_program):
     source = """
 small = [add_small.remote(i, 1) for i in range(100)]

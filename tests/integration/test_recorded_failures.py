@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from integration_helpers import eventually
 
 import fastray
-from fastray.exceptions import ReplayError
+from fastray.exceptions import ReplayError, WorkerCrashedError
 from fastray.recovery import failures, replay
 from fastray.recovery.failures import SUFFIX, VARIABLE, list_failures, read_failure, trim
+from fastray.runtime import current_runtime
 
 GET_S = 30
 
@@ -161,6 +163,50 @@ def test_a_crash_is_recorded_when_somebody_asks(directory):
     done = command(ref.task_id(), directory=directory)
     assert done.returncode == 0
     assert "returned 84.0" in done.stdout
+
+
+def test_crashes_that_nobody_asks_about_are_recorded(directory):
+    @fastray.remote(max_retries=0)
+    def crash(value):
+        os._exit(3)
+
+    @fastray.remote(max_retries=0)
+    def stream():
+        yield 1
+        os._exit(3)
+
+    @fastray.remote
+    def parent():
+        child = crash.remote(3)
+        fastray.wait([child], fetch_local=False)
+        return child.task_id()
+
+    kept = crash.remote(divide.remote(42, 1))
+    crash.remote(1)  # nobody holds it
+    two, _ = crash.options(num_returns=2).remote(2)
+    items = stream.remote()
+    child = fastray.get(parent.remote(), timeout=GET_S)
+    assert eventually(lambda: len(list_failures(directory)) == 5)
+    found = {failure.task_id: failure for failure in list_failures(directory)}
+    assert {kept.task_id(), two.task_id(), child} < set(found)
+    assert "exited with code 3" in found[kept.task_id()].header["error"]
+    assert found[kept.task_id()].lineage().step.args == (42.0,)
+    assert sum(failure.header["name"] == "stream" for failure in found.values()) == 1
+    with pytest.raises(WorkerCrashedError):
+        list(items)
+    assert eventually(lambda: current_runtime().attachment.counters()["lent"] == 0)  # the node has let go
+
+
+def test_arguments_that_kill_who_reads_them_are_not_tried_again(directory):
+    class Bomb:
+        def __reduce__(self):
+            return os._exit, (7,)
+
+    ref = divide.options(max_retries=0).remote(Bomb(), 1)
+    fastray.wait([ref], timeout=GET_S)
+    assert fastray.get([divide.remote(i, 1) for i in range(100)], timeout=GET_S) == list(range(100))
+    assert eventually(lambda: current_runtime().attachment.counters()["lent"] == 0)
+    assert list_failures(directory) == []
 
 
 def test_streams_and_several_returns(directory):
