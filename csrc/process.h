@@ -331,7 +331,7 @@ class Process {
   void keep_actor(Record& r, Handle h);
   bool actor_is_over(const Record& r, Handle h) const;
   bool clustered() const { return segment_.header().clustered.load(std::memory_order_relaxed) != 0; }
-  bool needs_away(const Record& r) const;
+  bool needs_away(Handle h) const;
   void push_asked(Handle h);
   bool become_away(Handle h, uint64_t w, const Away& away);
   bool forget_away(Record& r, Handle h);

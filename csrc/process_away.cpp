@@ -22,11 +22,11 @@ bool Process::is_away(Handle h) const {
   return state_of(w) == kAway && word_gen(w) == gen_of(h);
 }
 
-bool Process::needs_away(const Record& r) const {
-  uint32_t n, refs;
-  const Handle* deps = argument_handles(segment_, r, &n, &refs);
-  for (uint32_t i = 0; i < n; ++i)
-    if (is_away(deps[i])) return true;
+bool Process::needs_away(Handle h) const {
+  const Record& r = segment_.record(h);
+  Handle dependency;
+  for (uint32_t i = 0; (dependency = peek_dependency(r, h, i)) != 0 && dependency != kGone; ++i)
+    if (is_away(dependency)) return true;
   return false;
 }
 

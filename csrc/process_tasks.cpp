@@ -149,7 +149,7 @@ bool Process::push_ready(Handle h) {
 }
 
 bool Process::push_ready(Handle h, uint32_t cls) {
-  bool routed = clustered() && !is_actor_class(cls) && needs_away(segment_.record(h));
+  bool routed = clustered() && !is_actor_class(cls) && needs_away(h);
   QueueProducer* q = producer(routed ? kRouteClass : cls);
   if (q == nullptr || !q->push(h)) return false;
   notify(*q);
