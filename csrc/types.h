@@ -415,7 +415,6 @@ struct Header {
   uint64_t node_number;                  // of this node in its cluster; 0 as long as it is in none
   std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
   Resource resources[kResourcesMax];
-  std::atomic<uint32_t> agent_slot;      // of the process that joins this node to a cluster; 0: none is attached
 };
 
 }  // namespace fastray

@@ -17,12 +17,14 @@ from fastray import attach, daemon, node_state
 from fastray._native.session import Attachment
 
 END_S = 20.0
+OWN_PROCESSES = 3  # of an idle node with slots: itself, its agent, who looks
+OWN_CHILDREN = 3  # of a head: two servers of the store, the agent
 
 
 class Daemon:
     """A daemon with 2 CPUs in `folder`."""
 
-    def __init__(self, folder, port=6379, **settings):
+    def __init__(self, folder, port=0, **settings):
         given = dict.fromkeys(("num_gpus", "resources", "labels", "object_store_memory"))
         given.update(temp_dir=str(folder), port=port, num_cpus=2, with_starter=False)
         self.info = daemon.launch({**given, **settings})
@@ -96,7 +98,8 @@ def idle(daemon):
     """Waits until nothing of any job is left; what the daemon holds then."""
     def nothing():
         held = daemon.held()
-        return held["processes"] == 2 and not held["actors"] and not held["functions"] and not held["children"]
+        alone = held["processes"] == OWN_PROCESSES and held["children"] == OWN_CHILDREN
+        return alone and not held["actors"] and not held["functions"]
 
     assert eventually(nothing), daemon.held()
     return daemon.held()
