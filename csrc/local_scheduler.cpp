@@ -329,6 +329,13 @@ void LocalScheduler::handle(uint64_t data, uint32_t events) {
       return;
     case kChildren:
       return reap();
+    case kPython: {
+      NodeRequest request;
+      request.kind = NodeRequest::kReadable;
+      request.readable = static_cast<int>(slot);
+      requests_.push_back(std::move(request));
+      return;
+    }
     case kStdout:
     case kStderr:
       return read_pipe(slot, tag);

@@ -8,6 +8,7 @@
 //   driver    a process with a control socket to us. A private node has one, that started it and whose end is its
 //             own; a daemon has a socket where drivers attach and leave, each with its job
 //   job over  its driver is gone: what it owns is dropped, what works for it is killed, detached actors live on
+//   agent     the process that joins the node to a cluster (fastray/cluster): attached like a driver, without a job
 //
 // It never sees a task: workers claim from the queues themselves. What to do is decided in SchedulerState;
 // here are the clock, epoll, signals and shared memory. One thread; Python calls run() again and again.
@@ -18,6 +19,7 @@
 //   local_scheduler_limits.cpp   tasks that run longer than their limit
 //   local_scheduler_drivers.cpp  drivers: attaching, leaving, what their tasks print
 //   local_scheduler_jobs.cpp     the end of a job, and of what is left of it
+//   local_scheduler_cluster.cpp  the agent, numbers of jobs from it, descriptors that Python watches
 #pragma once
 
 #include <deque>
@@ -43,6 +45,8 @@ enum class Control : uint32_t {
   kKillWorker = 4,  // SIGKILL to the worker in `slot`
   kKillActor = 5,   // the actor whose creation record is `handle`; `force`: it is not to start again
   kRecorded = 6,    // worker in `slot`: the crashes it was forked with are written down
+  kJobNumbers = 7,  // agent: the next drivers' jobs have the `slot` numbers from `handle` on
+  kJobsChanged = 8, // to the agent: a job began or ended; there is no text
 };
 struct ControlMessage {
   uint32_t kind;
@@ -58,10 +62,12 @@ struct AttachHello {
   uint64_t magic;
   uint32_t wire_version;
   uint32_t python;    // major << 8 | minor
-  uint32_t observer;  // 1: no job, it only looks
+  uint32_t observer;  // 0: a driver; kObserver, kAgent
   uint32_t text_bytes;
 };
 static_assert(sizeof(AttachHello) == 24);
+inline constexpr uint32_t kObserver = 1;  // no job, it only looks
+inline constexpr uint32_t kAgent = 2;     // no job, joins the node to a cluster; one at a time
 // The answer. With kAttached it carries descriptors: segment, bell and, unless an observer's, the log socket. With
 // kRefused text follows: why.
 enum AttachStatus : uint32_t { kAttached = 1, kRefused = 2 };
@@ -78,12 +84,13 @@ struct AttachReply {
 static_assert(sizeof(AttachReply) == 40);
 
 struct NodeRequest {
-  enum Kind : uint32_t { kFork = 1, kPreload = 2, kExit = 3 } kind = kExit;
+  enum Kind : uint32_t { kFork = 1, kPreload = 2, kExit = 3, kReadable = 4 } kind = kExit;
   uint32_t slot = 0;
   uint32_t env = 0;
   bool actor = false;
   int stdout_fd = -1, stderr_fd = -1, control_fd = -1;  // the child's ends
   std::vector<Handle> crashed;  // of a kFork: tasks whose failure it writes down before it works
+  int readable = -1;  // the descriptor of kReadable
   std::string text;
 };
 
@@ -94,6 +101,7 @@ class LocalScheduler {
     int driver, log;  // private node: its driver's; log: -1 when nobody wants what workers print
     int listen;       // daemon: the socket where drivers attach; else -1
     uint32_t python;  // daemon: major << 8 | minor of its interpreter
+    bool numbered;    // daemon in a cluster: numbers of jobs come from its agent, drivers wait for them
   };
   // Returns an empty string, or what went wrong.
   std::string start(const Fds& fds);
@@ -106,6 +114,13 @@ class LocalScheduler {
   void set_ready();
   // A kPreload request for these modules (one a line) comes when the node is idle.
   void preload_later(const std::string& modules);
+  // A kReadable request comes whenever `fd` is readable, until it is closed or `unwatch`ed.
+  bool watch_for_python(int fd);
+  void unwatch(int fd);
+  // A child that is Python's to end: the node's end leaves it alone.
+  void spare(int pid);
+  // As SIGTERM does: the next run() kills what the node started, and returns kExit.
+  void end() { leaving_ = true; }
   // The pickled runtime_env with this function-table index; empty for 0.
   std::string runtime_env(uint32_t index) const;
 
@@ -117,12 +132,14 @@ class LocalScheduler {
   static constexpr uint32_t kUnattachedMax = 64;      // connections that have not said what they want
   static constexpr int64_t kLogsWaitNs = 500 * kMs;   // for a driver that leaves to read the last of what was printed
 
-  enum Tag : uint32_t { kBell, kDriver, kDriverDeath, kLogs, kChildren, kStdout, kStderr, kWorkerControl, kListen };
+  enum Tag : uint32_t { kBell, kDriver, kDriverDeath, kLogs, kChildren, kStdout, kStderr, kWorkerControl, kListen, kPython };
   struct Driver {
     int control = -1, pidfd = -1, log = -1;
     int pid = 0;
     uint32_t slot = 0;       // 0: has not attached yet
-    uint32_t job = 0;        // 0: an observer
+    uint32_t job = 0;        // 0: an observer, the agent
+    bool agent = false;
+    std::string hello;       // it waits for the number of its job
     LogPump logs;
     bool log_watched = false, pipes_paused = false;
     uint32_t goodbye = 0;    // it said so; 2: and goes on reading what it has mapped
@@ -206,7 +223,7 @@ class LocalScheduler {
   void record_crashes(int64_t now);
   void let_go_of_crashed(Worker& w);
   void kill_all();
-  void kill_orphans();
+  bool kill_orphans();
 
   // local_scheduler_drivers.cpp
   std::string open_private_driver();
@@ -220,6 +237,12 @@ class LocalScheduler {
   void leave(uint32_t id, bool dead, bool reads_on);
   void look_at_leavers(int64_t now);
   void close_driver(uint32_t id);
+
+  // local_scheduler_cluster.cpp
+  bool lacks_number() const;
+  uint32_t take_number();
+  void add_numbers(const ControlMessage& m);
+  void tell_agent();
 
   // local_scheduler_jobs.cpp
   uint32_t job_of_env(uint32_t env) const;
@@ -236,10 +259,13 @@ class LocalScheduler {
   void retire_jobs();
   bool retire(uint32_t job);
 
-  Fds fds_{-1, -1, -1, -1, -1, 0};
+  Fds fds_{-1, -1, -1, -1, -1, 0, false};
   int epoll_ = -1, signals_ = -1;
   std::map<uint32_t, Driver> drivers_;  // by connection: numbers are not used twice
   uint32_t connections_ = 0;
+  struct Numbers { uint32_t next, count; };
+  std::deque<Numbers> job_numbers_;     // for jobs to come, of a node in a cluster
+  std::vector<int> spared_;             // pids
   std::vector<uint32_t> ended_jobs_;    // their drivers are gone, something of them is left
   LogPump unheard_;                     // of workers whose driver is gone
   Segment segment_;

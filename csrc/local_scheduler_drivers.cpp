@@ -5,6 +5,7 @@
 //   connection       accepted on a daemon's socket; a driver once its AttachHello was answered. The connection is
 //                    then its control socket, and its end the driver's, as its pidfd is
 //   observer         attaches to look (`fastray status`): it has a slot, but no job and no log socket
+//   agent            the same, see local_scheduler_cluster.cpp
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -129,10 +130,18 @@ void LocalScheduler::attach(uint32_t id, const AttachHello& hello, const char* t
   if (hello.wire_version != kWireVersion)
     return refuse(id, "it speaks version " + std::to_string(kWireVersion) + " of the protocol, this process version " +
                           std::to_string(hello.wire_version) + ": use the same fastray on both sides");
-  if (hello.python != fds_.python && !hello.observer)
+  if (hello.python != fds_.python && hello.observer != kObserver)
     return refuse(id, "it runs Python " + name_python(fds_.python) + ", this process Python " +
                           name_python(hello.python) + ": use the same minor version on both sides");
-  int slot = Process::reserve_slot(segment_, kProcDriver);
+  std::atomic<uint32_t>& agent_slot = segment_.header().agent_slot;
+  if (hello.observer == kAgent && agent_slot.load(std::memory_order_relaxed) != 0)  // only we write it
+    return refuse(id, "it has an agent already");
+  if (!hello.observer && lacks_number()) {  // add_numbers() goes on
+    d.hello.assign(reinterpret_cast<const char*>(&hello), sizeof hello);
+    d.hello.append(text, hello.text_bytes);
+    return;
+  }
+  int slot = Process::reserve_slot(segment_, hello.observer == kAgent ? kProcAgent : kProcDriver);
   if (slot < 0) return refuse(id, "its process table is full (" + std::to_string(kProcsMax) + " processes)");
   int logs[2] = {-1, -1};
   d.pidfd = peer_pidfd(d.control, d.pid);
@@ -140,13 +149,15 @@ void LocalScheduler::attach(uint32_t id, const AttachHello& hello, const char* t
   if (ok && !hello.observer) ok = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, logs) == 0;
   d.slot = static_cast<uint32_t>(slot);
   if (ok && !hello.observer) {
-    d.job = segment_.header().jobs_used.fetch_add(1, std::memory_order_acq_rel) + 1;
+    d.job = take_number();
     segment_.proc(d.slot).job = d.job;
     fcntl(logs[0], F_SETFL, O_NONBLOCK);
     d.log = logs[0];
     d.logs.set_fd(d.log);
     begin_job(d, text, hello.text_bytes);
   }
+  d.agent = hello.observer == kAgent;
+  if (ok && d.agent) agent_slot.store(d.slot, std::memory_order_release);  // SYNC POINT: agent-slot
   ok = ok && answer(d, logs[1]);
   if (logs[1] >= 0) close(logs[1]);
   if (!ok) leave(id, true, false);
@@ -199,6 +210,7 @@ void LocalScheduler::leave(uint32_t id, bool dead, bool reads_on) {
   bool settle = d.slot != 0 && !d.settled && !reads_on;
   d.left = true;
   if (first) end_job(d);  // what it owns fails from now on, instead of running again
+  if (first && d.agent) segment_.header().agent_slot.store(0, std::memory_order_release);  // SYNC POINT: agent-slot
   if (settle) {
     d.settled = true;
     reaper_->recover(d.slot, CrashInfo{d.pid, 0, 0, "", -1, false, ""});

@@ -49,6 +49,7 @@ void LocalScheduler::begin_job(const Driver& d, const char* text, size_t bytes) 
   job.records_failures.store(0, std::memory_order_relaxed);
   copy_text(job.entrypoint, sizeof job.entrypoint, text + rest, bytes - rest);
   job.state.store(kJobRunning, std::memory_order_release);
+  tell_agent();
 }
 
 bool LocalScheduler::is_over(uint32_t job) const {
@@ -63,6 +64,7 @@ void LocalScheduler::end_job(const Driver& d) {
   if (job.number != d.job) return;
   job.end_ns = wall_ns();
   job.state.store(kJobDetached, std::memory_order_release);
+  tell_agent();
 }
 
 // After the death of its driver or of one of its workers: what the dead one owned is the node's now, and ends; that

@@ -151,6 +151,7 @@ void LocalScheduler::reap() {
   int status;
   rusage used{};
   for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | WUNTRACED | WCONTINUED, &used)) > 0;) {
+    if (WIFEXITED(status) || WIFSIGNALED(status)) spared_.erase(std::remove(spared_.begin(), spared_.end(), pid), spared_.end());
     for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
       if (!workers_[slot].used || workers_[slot].pid != pid) continue;
       if (WIFSTOPPED(status) || WIFCONTINUED(status))
@@ -270,6 +271,11 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
     case Control::kRecorded:
       if (m.slot < workers_.size() && workers_[m.slot].used) let_go_of_crashed(workers_[m.slot]);
       return;
+    case Control::kJobNumbers:
+      if (from != nullptr && from->agent) add_numbers(m);
+      return;
+    case Control::kJobsChanged:
+      return;
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
         kill(workers_[m.slot].pid, SIGKILL);
@@ -290,7 +296,7 @@ void LocalScheduler::cancel(const ControlMessage& m) {
 
 // ---- the end ---------------------------------------------------------------------------------------
 
-// Everything the node started ends with it.
+// Everything the node started ends with it, but what Python is to end.
 void LocalScheduler::kill_all() {
   for (Worker& w : workers_) {
     if (!w.used || w.pid <= 0) continue;
@@ -298,12 +304,8 @@ void LocalScheduler::kill_all() {
     kill(w.pid, SIGKILL);
   }
   int64_t end = os::now_ns() + 1000 * kMs;
-  for (int status; os::now_ns() < end;) {
-    kill_orphans();
-    pid_t pid = waitpid(-1, &status, WNOHANG);
-    if (pid < 0 && errno == ECHILD) break;
-    if (pid == 0) poll(nullptr, 0, 1);
-  }
+  for (int status; kill_orphans() && os::now_ns() < end;)
+    if (waitpid(-1, &status, WNOHANG) == 0) poll(nullptr, 0, 1);
   for (Worker& w : workers_) {
     if (w.out.fd >= 0) logs_of(w).finish(w.out);
     if (w.err.fd >= 0) logs_of(w).finish(w.err);
@@ -318,12 +320,18 @@ void LocalScheduler::kill_all() {
   }
 }
 
-// Children of killed workers come to us, whatever process group they put themselves in.
-void LocalScheduler::kill_orphans() {
+// Children of killed workers come to us, whatever process group they put themselves in. False when there are none.
+bool LocalScheduler::kill_orphans() {
   FILE* f = fopen("/proc/thread-self/children", "re");
-  if (f == nullptr) return;
-  for (int pid; fscanf(f, "%d", &pid) == 1;) kill(pid, SIGKILL);
+  if (f == nullptr) return false;
+  bool any = false;
+  for (int pid; fscanf(f, "%d", &pid) == 1;) {
+    if (std::find(spared_.begin(), spared_.end(), pid) != spared_.end()) continue;
+    kill(pid, SIGKILL);
+    any = true;
+  }
   fclose(f);
+  return any;
 }
 
 }  // namespace fastray

@@ -1,7 +1,9 @@
 """A driver's handle on the node of a daemon: finding it, attaching to it, noticing its death, leaving it.
 
-    address   what `init(address=...)` takes: "auto", "host:port" of a node of this machine, or a path: of a session
-              directory, of a runtime directory, or of a socket, with or without "unix:" before it
+    address   what `init(address=...)` takes: "auto", "host:port" of a cluster that has a node on this machine, or a
+              path: of a session directory, of a runtime directory, or of a socket, with or without "unix:" before it
+
+Where several nodes run here, heads come first, then the latest.
 
 `AttachedNode` does for a daemon what `NodeProcess` does for a private node; docs/internals/daemon.md has the protocol.
 Imported when there is an address; used by runtime.py and node_commands.py.
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 ANSWER_WAIT_S = 10.0  # the daemon answers between two steps of its loop; it may be importing
 STOP_WAIT_S = 5.0  # for tasks' last output to be printed
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 def find(address: str) -> str:
@@ -34,7 +35,7 @@ def find(address: str) -> str:
         given = os.environ.get("FASTRAY_ADDRESS")
         if given and given not in ("auto", "local"):
             return find(given)
-        return _only(sessions.directories(sessions.runtime_dir()), address, f"in {sessions.runtime_dir()}")
+        return _only(_heads_first(sessions.runtime_dir()), address, f"in {sessions.runtime_dir()}")
     path = address[len("unix:") :] if address.startswith("unix:") else address
     if os.sep not in path:
         return _find_port(address)
@@ -43,15 +44,26 @@ def find(address: str) -> str:
         path = os.path.dirname(path)
     if os.path.basename(path).startswith("session-"):
         return _only([path], address, "there")
-    return _only(sessions.directories(path), address, "there")
+    return _only(_heads_first(path), address, "there")
+
+
+def _heads_first(base: str) -> list[str]:
+    return sorted(sessions.directories(base), key=lambda path: not sessions.read_info(path).get("head"))
 
 
 def _find_port(address: str) -> str:
-    host, _, port = address.rpartition(":")
+    """A driver is a process of a node: it attaches to one on its own machine."""
+    from fastray.cluster.launch import is_same_store
+
     base = sessions.runtime_dir()
-    if host in LOOPBACK or host == os.uname().nodename:
-        return _only([sessions.session_path(base, int(port))], address, f"in {base}")
-    raise ConnectionError(f"no fastray node at {address!r}: only nodes of this machine can be reached from here")
+    for path in _heads_first(base):
+        gcs = sessions.read_info(path).get("gcs")
+        if isinstance(gcs, str) and is_same_store(gcs, address) and sessions.is_listening(path):
+            return path
+    raise ConnectionError(
+        f"no fastray node of the cluster at {address!r} runs on this machine (looked in {base}). Start one with "
+        f"`fastray start --address={address}`, or the cluster itself with `fastray start --head`"
+    )
 
 
 def _only(paths: Iterable[str], address: str, where: str) -> str:
@@ -73,15 +85,16 @@ class AttachedNode:
     """
 
     def __init__(
-        self, path: str, log_to_driver: bool = False, namespace: str = "", *, observer: bool = False
-    ) -> None:
+        self, path: str, log_to_driver: bool = False, namespace: str = "", *, observer: bool = False,
+        role: int = control.AS_DRIVER,
+    ) -> None:  # fmt: skip
         self.path = path
         try:
             self._control = sessions.connect(path)
         except OSError as error:
             raise ConnectionError(f"no fastray node listens in {path}: {error}") from None
         try:
-            fds = self._attach(namespace, observer)
+            fds = self._attach(namespace, control.AS_OBSERVER if observer else role)
         except BaseException:
             self._control.close()
             raise
@@ -93,11 +106,11 @@ class AttachedNode:
             self._printed.acquire()
             _thread.start_new_thread(print_until_closed, (self._logs, log_to_driver, self._printed))
 
-    def _attach(self, namespace: str, observer: bool) -> list[int]:
+    def _attach(self, namespace: str, role: int) -> list[int]:
         """Says who we are; the descriptors that come with the answer."""
         self._control.settimeout(ANSWER_WAIT_S)
         try:
-            self._control.send(control.attach_message(namespace, _entrypoint(), observer))
+            self._control.send(control.attach_message(namespace, _entrypoint(), role))
             data, fds = _receive(self._control)
             status, self.slot, self.pid, self.session, why = control.read_reply(data)
         except (OSError, ValueError) as error:
@@ -122,8 +135,11 @@ class AttachedNode:
         return sessions.read_info(self.path)
 
     def alive(self) -> bool:
-        """False once the kernel says that the daemon ended."""
-        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+        """False once the kernel says that the daemon ended, or it has closed the connection: it began anew, or it did
+        not want us any more."""
+        poll = select.poll()
+        poll.register(self._control, 0)
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0] and not poll.poll(0)
 
     def describe_death(self) -> str:
         """How it ended: its exit status is not ours to see."""

@@ -14,20 +14,21 @@ import sys
 from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
-SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED = range(1, 7)
+SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
 
 
 _HELLO = struct.Struct("<QIIII")
 _REPLY = struct.Struct("<QQIIIIII")
 REPLY_BYTES_MAX = 4096
 ATTACHED, REFUSED = 1, 2
+AS_DRIVER, AS_OBSERVER, AS_AGENT = 0, 1, 2
 
 
-def attach_message(namespace: str, entrypoint: str, observer: bool) -> bytes:
-    """Wants to be a driver with a job of its own; an observer has none."""
+def attach_message(namespace: str, entrypoint: str, role: int) -> bytes:
+    """Wants to be a driver with a job of its own; an observer has none, nor has the agent, of which there is one."""
     text = namespace.encode("utf-8", "replace") + b"\0" + entrypoint.encode("utf-8", "replace")
     python = sys.version_info[0] << 8 | sys.version_info[1]
-    return _HELLO.pack(*WIRE, python, observer, len(text)) + text
+    return _HELLO.pack(*WIRE, python, role, len(text)) + text
 
 
 def read_reply(data: bytes) -> tuple[int, int, int, int, str]:
@@ -55,6 +56,11 @@ def preload_message(modules: list[str]) -> bytes:
     """Import these before the next workers are forked."""
     text = "\n".join(modules).encode()
     return _MESSAGE.pack(PRELOAD, 0, 0, 0, len(text)) + text
+
+
+def job_numbers_message(first: int, count: int) -> bytes:
+    """From the agent: the next drivers' jobs have these numbers."""
+    return _MESSAGE.pack(JOB_NUMBERS, count, first, 0, 0)
 
 
 def kill_worker_message(slot: int) -> bytes:

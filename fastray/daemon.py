@@ -1,13 +1,13 @@
-"""A node that no driver owns: the process behind `fastray start --head`.
+"""A node that no driver owns: the process behind `fastray start`.
 
 It is the node process of node.py (template of the workers and local scheduler in one) with a segment of its own and a
 socket in a session directory, where drivers attach (csrc/local_scheduler_drivers.cpp). It ends by SIGTERM: then all
-that it started is dead and its session directory is gone.
+that it started is dead and its session directory is gone. Beside the node it has processes that make it a part of a
+cluster (fastray/cluster/supervisor.py); when the cluster has declared the node dead, the daemon begins anew.
 
-`launch` starts one and waits until drivers can attach; `main` is the daemon's own program. The starter writes a line
+`launch` starts one and waits until it has joined; `main` is the daemon's own program. The starter writes a line
 of JSON to the daemon's descriptor 3 (a socket) and reads one: {"ready": ...} or {"error": ...}. Nothing
-else is shared, so a starter may come and go. Joining another node's cluster will begin in `_serve_head`, after the
-node is made and before it says that it is ready.
+else is shared, so a starter may come and go.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 STARTER_FD = 3
 READY_WAIT_S = 30.0
 LINE_BYTES_MAX = 1 << 16
+LAST_WORDS_MAX = 2000
+CLOSED_MAX = os.sysconf("SC_OPEN_MAX")
+UNIT = 10000  # of a resource, as in csrc/types.h
 FD_MIN = 20  # the starter's end is moved up here, out of the way of STARTER_FD
 _PROGRAM = "import sys; sys.path[0] = {root!r}; from fastray.daemon import main; main()  # fastray.node daemon"
 
@@ -44,11 +47,14 @@ class StartError(RuntimeError):
 
 
 def launch(settings: dict[str, Any]) -> dict[str, Any]:
-    """Starts a daemon; what it says about itself (sessions.INFO) once drivers can attach.
+    """Starts a daemon; what it says about itself (sessions.INFO) once its node has joined its cluster.
 
-    `settings`: temp_dir, port, num_cpus, num_gpus, resources, labels, object_store_memory (None: as the machine is),
-    with_starter (the daemon ends when the starter does). Raises StartError.
+    `settings`: temp_dir, port (0: any), num_cpus, num_gpus, resources, labels, object_store_memory (None: as the
+    machine is), with_starter (the daemon ends when the starter does); address (HOST:PORT of the cluster to join; None
+    for a head), host (address of this node; None: loopback, or the one that leads to the head), store (None: a file in
+    the session directory). Raises StartError.
     """
+    settings = {**dict.fromkeys(("address", "host", "store")), **settings}
     ours, theirs = socket.socketpair()
     with ours:
         pid = _spawn(theirs)
@@ -70,8 +76,7 @@ def launch(settings: dict[str, Any]) -> dict[str, Any]:
 def _spawn(starter: socket.socket) -> int:
     import fcntl
 
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    arguments = [sys.executable or "python3", "-c", _PROGRAM.format(root=root)]
+    arguments = _command()
     fd = fcntl.fcntl(starter.fileno(), fcntl.F_DUPFD_CLOEXEC, FD_MIN)
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -81,6 +86,11 @@ def _spawn(starter: socket.socket) -> int:
         return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=actions)
     finally:
         os.close(fd)
+
+
+def _command() -> list[str]:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [sys.executable or "python3", "-c", _PROGRAM.format(root=root)]
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -99,14 +109,21 @@ def _read_line(connection: socket.socket) -> bytes:
 
 def main() -> None:
     """Becomes the daemon and runs until SIGTERM. Does not return."""
-    os.closerange(STARTER_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the starter's shell had open is not ours
     starter = socket.socket(fileno=STARTER_FD)
     starter.set_inheritable(False)
     path, lock = "", -1
     try:
         settings = json.loads(_read_line(starter))
-        path, lock = sessions.claim(sessions.runtime_dir(settings["temp_dir"]), settings["port"])
-        _serve_head(path, settings, starter)
+        path, lock = settings.get("path", ""), settings.get("lock", -1)
+        # what the starter's shell had open is not ours
+        os.closerange(STARTER_FD + 1, lock if lock > 0 else CLOSED_MAX)
+        os.closerange(max(STARTER_FD, lock) + 1, CLOSED_MAX)
+        if path:  # this process was the daemon before: it has to begin anew
+            os.set_inheritable(lock, False)
+            sessions.clear(path)
+        else:
+            path, lock = _claim(settings)
+        _serve(path, lock, settings, starter)
     except sessions.SessionRunningError as error:
         _answer(starter, {"error": f"a node runs already in {error.path}", "running": error.path})
         os._exit(1)
@@ -120,8 +137,18 @@ def main() -> None:
     os._exit(0)
 
 
+def _claim(settings: dict[str, Any]) -> tuple[str, int]:
+    """The session directory: one node of this machine can be the head at a given port."""
+    port, unique = settings["port"], ""
+    if settings["address"]:
+        port = int(settings["address"].rpartition(":")[2])
+    if settings["address"] or not port:
+        unique = os.urandom(4).hex()
+    return sessions.claim(sessions.runtime_dir(settings["temp_dir"]), port, unique)
+
+
 def _answer(starter: socket.socket, answer: dict[str, object]) -> bool:
-    """False when the starter is gone."""
+    """False when the starter is gone, or has its answer already."""
     with starter:
         try:
             starter.sendall(json.dumps(answer).encode() + b"\n")
@@ -130,10 +157,12 @@ def _answer(starter: socket.socket, answer: dict[str, object]) -> bool:
     return True
 
 
-def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> None:
-    """Makes the node, says that it is ready, and runs it to its end."""
+def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socket) -> None:
+    """Makes the node, joins the cluster, says that it is ready, and runs the node to its end."""
     from fastray._native.node import LocalScheduler, die_with_parent
     from fastray._native.session import create_segment, session_of
+    from fastray.cluster.launch import own_address
+    from fastray.cluster.supervisor import ChildError, Supervisor
     from fastray.node import serve, settle
     from fastray.runtime import node_resources
 
@@ -141,7 +170,25 @@ def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> 
         die_with_parent(signal.SIGTERM)
     _to_log(path)
     settle({"cwd": "/"})
+    host = settings["host"] or own_address(settings["address"])
+    told = {"path": path, "host": host, "labels": settings["labels"], "head": not settings["address"]}
+    info: dict[str, Any] = {"pid": os.getpid(), "path": path, "head": not settings["address"]}
+
+    def joined(answer: dict[str, Any]) -> None:
+        if "failed" in answer:
+            _answer(starter, {"error": f"the node cannot join the cluster at {supervisor.address}: {answer['failed']}"})
+            return
+        info.update(gcs=answer["gcs"], node_id=answer["node_id"], port=int(answer["gcs"].rpartition(":")[2]))
+        _write_info(path, info)
+        heard = _answer(starter, {"ready": info})
+        if settings["with_starter"] and not heard and "lock" not in settings:
+            loop.end()
+
+    supervisor = Supervisor(path, settings, told, joined)
     totals, cpus, store_bytes = node_resources(settings)
+    totals[f"node:{host}"] = totals.pop("node:127.0.0.1")
+    if not settings["address"]:
+        totals["node:__internal_head__"] = UNIT
     segment_fd = create_segment(store_bytes, totals, cpus)
     bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -149,20 +196,42 @@ def _serve_head(path: str, settings: dict[str, Any], starter: socket.socket) -> 
         listener.bind(name)
     listener.listen(128)
     listener.setblocking(False)
-    loop = LocalScheduler(segment_fd, bell_fd, -1, -1, listener.fileno())
-    info = {
-        "pid": os.getpid(),
-        "session": f"session_{session_of(segment_fd):016x}",
-        "port": settings["port"],
-        "path": path,
-        "labels": settings["labels"] or {},
-        "prefix": sys.prefix,
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "started": time.time(),
-    }
-    _write_info(path, info)
-    if _answer(starter, {"ready": info}) or not settings["with_starter"]:
-        serve(loop)
+    loop = LocalScheduler(segment_fd, bell_fd, -1, -1, listener.fileno(), True)
+    info.update(
+        session=f"session_{session_of(segment_fd):016x}",
+        labels=settings["labels"] or {},
+        prefix=sys.prefix,
+        python=".".join(map(str, sys.version_info[:3])),
+        started=time.time(),
+    )
+    try:
+        supervisor.serve()
+        supervisor.watch(loop)
+        serve(loop, on_readable=supervisor.on_readable)
+    except ChildError as error:
+        raise StartError(f"{error}{_last_words(path)}") from None
+    finally:
+        supervisor.stop()
+    if supervisor.rejoin:
+        _begin_anew(path, lock, {**settings, "port": supervisor.port})
+
+
+def _begin_anew(path: str, lock: int, settings: dict[str, Any]) -> None:
+    """This process's program again, with nothing but the settings, the session directory and its lock: its drivers see
+    their connections closed. Does not return."""
+    ours, theirs = socket.socketpair()
+    ours.sendall(json.dumps({**settings, "path": path, "lock": lock}).encode() + b"\n")
+    os.dup2(theirs.fileno(), STARTER_FD)
+    os.set_inheritable(lock, True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.execv(sys.executable or "python3", _command())
+
+
+def _last_words(path: str) -> str:
+    """The end of the log, which goes with the session directory."""
+    with open(os.path.join(path, sessions.LOG), encoding="utf-8", errors="replace") as file:
+        words = file.read()[-LAST_WORDS_MAX:].strip()
+    return f"; it said: {words}" if words else ""
 
 
 def _to_log(path: str) -> None:

@@ -17,11 +17,15 @@ import os
 import signal
 import sys
 
-from fastray._native.node import FORK, PRELOAD, LocalScheduler, adopt_orphans, name_process
+from fastray._native.node import FORK, PRELOAD, READABLE, LocalScheduler, adopt_orphans, name_process
 from fastray.node_child import become_worker
 
 SEGMENT_FD, BELL_FD, CONTROL_FD, LOG_FD = 3, 4, 5, 6
 HELLO_BYTES_MAX = 1 << 20
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _modules: list[str] = []  # what workers will want, because the driver has it
 
@@ -41,8 +45,16 @@ def main() -> None:
     os._exit(0)
 
 
-def serve(loop: LocalScheduler, namespace: str = "", record_failures: str = "") -> None:
-    """Runs the node until it is to leave, when all that it started is dead. Does not return in workers."""
+def serve(
+    loop: LocalScheduler,
+    namespace: str = "",
+    record_failures: str = "",
+    on_readable: Callable[[int], None] | None = None,
+) -> None:
+    """Runs the node until it is to leave, when all that it started is dead. Does not return in workers.
+
+    `on_readable(fd)` is called for descriptors that the loop watches.
+    """
     import cloudpickle  # noqa: F401  (for the workers)
 
     import fastray.worker
@@ -58,6 +70,8 @@ def serve(loop: LocalScheduler, namespace: str = "", record_failures: str = "") 
             _fork(loop)
         elif what == PRELOAD:
             _preload(loop.modules)
+        elif what == READABLE and on_readable is not None:
+            on_readable(loop.readable)
         else:
             return
 

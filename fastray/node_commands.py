@@ -1,6 +1,7 @@
 """`fastray start`, `stop`, `status` and `list`: a node that outlives its drivers, from the shell.
 
-    start --head   a daemon (daemon.py); returns when drivers can attach, with --block when it ends
+    start          a daemon (daemon.py), the head of a cluster or a node that joins one; returns when it has joined,
+                   with --block when it ends
     stop           ends the daemons of this user in one runtime directory, and everything they started
     status, list   what a daemon's node does; looks at its shared memory as an observer
 
@@ -10,6 +11,7 @@ Exit codes: 0; 1 when it did not work or nothing runs (said on stderr); 2 for wr
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import select
@@ -52,9 +54,26 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
+    if not text.isdigit() or not 0 <= int(text) < 65536:
         raise argparse.ArgumentTypeError(f"no port: {text!r}")
     return int(text)
+
+
+def _address(text: str) -> str:
+    from fastray.cluster.launch import parse_address
+
+    if text != "auto":
+        try:
+            parse_address(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _store(text: str) -> str:
+    if text != "memory:" and not text.startswith("sqlite:/"):
+        raise argparse.ArgumentTypeError(f"must be sqlite:/PATH or memory: {text!r}")
+    return text
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,8 +81,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     from fastray.sessions import PORT
 
     start = commands.add_parser("start", help="start a node that drivers attach to")
-    start.add_argument("--head", action="store_true", required=True, help="start the first node of a cluster")
-    start.add_argument("--port", type=_port, default=PORT, help=f"names the session (default: {PORT})")
+    role = start.add_mutually_exclusive_group(required=True)
+    role.add_argument("--head", action="store_true", help="start the first node of a cluster, with its control store")
+    role.add_argument("--address", type=_address, help="HOST:PORT of the cluster to join; auto: of this machine's head")
+    start.add_argument("--port", type=_port, help=f"where a head's control store listens (default: {PORT}; 0: any)")
+    start.add_argument("--node-ip-address", help="of this node (default: loopback, or what leads to the head)")
+    start.add_argument("--store", type=_store, help="sqlite:/PATH (default: in the session directory) or memory:")
     start.add_argument("--num-cpus", type=int, help="default: those of the machine")
     start.add_argument("--num-gpus", type=int)
     start.add_argument("--resources", type=_json_object, help='JSON: {"name": amount}')
@@ -102,8 +125,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    from fastray import config, daemon
+    from fastray import config, daemon, sessions
+    from fastray.cluster.launch import find_cluster
 
+    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("msgspec") is None:
+        print("fastray start: needs grpcio and msgspec: pip install 'fastray[cluster]'", file=sys.stderr)
+        return 1
     names = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
     node = {name: getattr(arguments, name) for name in names}
     try:
@@ -111,7 +138,15 @@ def _start(arguments: argparse.Namespace) -> int:
     except (TypeError, ValueError) as error:
         print(f"fastray start: {str(error).replace('init(', 'option (', 1)}", file=sys.stderr)
         return 2
-    settings = {**node, "temp_dir": arguments.temp_dir, "port": arguments.port, "with_starter": arguments.block}
+    if arguments.address and (arguments.port is not None or arguments.store):
+        print("fastray start: --port and --store are a head's: they do not go with --address", file=sys.stderr)
+        return 2
+    port = sessions.PORT if arguments.port is None else arguments.port
+    settings = {
+        **node, "temp_dir": arguments.temp_dir, "port": port, "with_starter": arguments.block,
+        "address": arguments.address and find_cluster(arguments.address), "host": arguments.node_ip_address,
+        "store": arguments.store,
+    }  # fmt: skip
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING if arguments.block else ())
     try:
         info = daemon.launch(settings)
@@ -119,15 +154,22 @@ def _start(arguments: argparse.Namespace) -> int:
         hint = "; `fastray stop` ends it, --port or --temp-dir start another" if error.running else ""
         print(f"fastray start: {error}{hint}", file=sys.stderr)
         return 1
-    port = arguments.port
-    print(f"The node runs: pid {info['pid']}, {info['session']}, in {info['path']}\n")
-    print('To attach a driver:      fastray.init(address="auto")')
-    print(f'or, whatever else runs:  fastray.init(address="127.0.0.1:{port}")   # FASTRAY_ADDRESS=127.0.0.1:{port}')
-    print("What it does:            fastray status\nTo end it:               fastray stop", flush=True)
+    _say_how_to_go_on(info)
     if arguments.block:
         return _block(int(info["pid"]))
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return 0
+
+
+def _say_how_to_go_on(info: dict[str, Any]) -> None:
+    gcs = info["gcs"]
+    joined = "" if info["head"] else f", in the cluster at {gcs}"
+    print(f"The node runs: pid {info['pid']}, {info['session']}, in {info['path']}{joined}\n")
+    if info["head"]:
+        print(f"To join another node:    fastray start --address={gcs}")
+    print('To attach a driver:      fastray.init(address="auto")')
+    print(f'or, whatever else runs:  fastray.init(address="{gcs}")   # FASTRAY_ADDRESS={gcs}')
+    print("What it does:            fastray status\nTo end it:               fastray stop", flush=True)
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
@@ -153,7 +195,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     base = sessions.runtime_dir()
     paths = list(sessions.directories(base))
     if arguments.port is not None:
-        paths = [path for path in paths if path == sessions.session_path(base, arguments.port)]
+        paths = [path for path in paths if sessions.read_info(path).get("port") == arguments.port]
     stopped = failed = stale = 0
     for path in paths:
         try:

@@ -2,7 +2,9 @@
 
     runtime directory   FASTRAY_TMPDIR, else $XDG_RUNTIME_DIR/fastray, else /tmp/fastray-<uid>; holds sessions
     session directory   session-<port>, mode 0700: `lock` (held by the daemon as long as it lives), `node.sock`
-                        (drivers attach there), `daemon.json` (about it), `daemon.log` (what it and nobody's tasks say)
+                        (drivers attach there), `daemon.json` (about it), `daemon.log` (what it and nobody's tasks say),
+                        `agent.sock`, `auth_token` and `gcs.db*` (see docs/internals/cluster.md)
+    name                session-<port> of a head whose port is given; session-<port>-<8 digits> of any other node
     stale               a session directory whose lock nobody holds: its daemon was killed
 
 A daemon takes the lock before anything else and removes the directory before it ends. Used by daemon.py, attach.py
@@ -22,8 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PORT = 6379  # as Ray's; names the session, and is where other nodes will join
+PORT = 6379  # as Ray's: where other nodes join; names the head's session
 LOCK, SOCKET, INFO, LOG = "lock", "node.sock", "daemon.json", "daemon.log"
+STORE, TOKEN = "gcs.db", "auth_token"
 CLAIM_WAIT_S = 1.0  # for somebody who removes a stale directory
 SOCKET_PATH_MAX = 107  # of a Unix socket's name; longer ones go through /proc
 
@@ -65,14 +68,15 @@ def _check_private(path: str, others: int) -> None:
         )
 
 
-def claim(base: str, port: int) -> tuple[str, int]:
-    """Makes and locks the session directory: (path, descriptor of the lock). What a dead daemon left goes.
+def claim(base: str, port: int, unique: str = "") -> tuple[str, int]:
+    """Makes and locks the session directory: (path, descriptor of the lock). What a dead daemon left goes, but for the
+    cluster's store and token: a head that was killed goes on with them.
 
     Raises SessionRunningError when a daemon has it, UnsafeDirectoryError, OSError.
     """
     os.makedirs(base, 0o700, exist_ok=True)
     _check_private(base, stat.S_IWGRP | stat.S_IWOTH)
-    path = session_path(base, port)
+    path = session_path(base, port) + (f"-{unique}" if unique else "")
     deadline = time.monotonic() + CLAIM_WAIT_S
     while True:
         try:
@@ -85,7 +89,7 @@ def claim(base: str, port: int) -> tuple[str, int]:
         _check_private(path, 0o077)
         lock = _lock(path)
         if lock >= 0:
-            _empty(path, but=LOCK)
+            clear(path)
             return path, lock
         if lock == -errno.EWOULDBLOCK and (is_listening(path) or time.monotonic() > deadline):
             raise SessionRunningError(path)
@@ -112,16 +116,19 @@ def _lock(path: str) -> int:
     return problem
 
 
-def _empty(path: str, but: str = "") -> None:
+def clear(path: str) -> None:
+    """Removes from a session directory what is its daemon's and not the cluster's."""
     for name in os.listdir(path):
-        if name != but:
+        if name not in (LOCK, TOKEN, LOG) and not name.startswith(STORE):
             os.unlink(os.path.join(path, name))
 
 
 def remove(path: str) -> None:
     """Removes a session directory whose lock the caller holds; the runtime directory too, if it is ours and empty."""
     try:
-        _empty(path, but=LOCK)
+        for name in os.listdir(path):
+            if name != LOCK:
+                os.unlink(os.path.join(path, name))
         os.unlink(os.path.join(path, LOCK))  # last: until then nobody else can have it
         os.rmdir(path)
         base = os.path.dirname(path)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -17,12 +18,13 @@ from fastray import attach, daemon, node_state
 from fastray._native.session import Attachment
 
 END_S = 20.0
+HELPERS = 3  # of a head: two servers of the store, the agent
 
 
 class Daemon:
     """A daemon with 2 CPUs in `folder`."""
 
-    def __init__(self, folder, port=6379, **settings):
+    def __init__(self, folder, port=0, **settings):
         given = dict.fromkeys(("num_gpus", "resources", "labels", "object_store_memory"))
         given.update(temp_dir=str(folder), port=port, num_cpus=2, with_starter=False)
         self.info = daemon.launch({**given, **settings})
@@ -76,9 +78,11 @@ class Daemon:
     def held(self):
         """Descriptors and children of the daemon; processes, classes, functions and bytes of its tables."""
 
+        helpers = self.helpers()
+
         def at(attachment):
             return {
-                "processes": len(attachment.processes()),
+                "processes": sum(pid not in helpers for _, _, pid, *_ in attachment.processes()),
                 "classes": attachment.classes_in_use(),
                 "functions": attachment.functions_in_use(),
                 "bytes": attachment.store_usage()["object_bytes"],
@@ -87,8 +91,21 @@ class Daemon:
 
         found = self.look(at)
         found["descriptors"] = len(os.listdir(f"/proc/{self.pid}/fd"))
+        found["children"] = len(self.children()) - len(self.helpers())
+        return found
+
+    def children(self):
         with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
-            found["children"] = len(file.read().split())
+            return [int(pid) for pid in file.read().split()]
+
+    def helpers(self, what=""):
+        """Pids of the processes beside the node: "fastray.gcs", "fastray.node agent"."""
+        found = []
+        for pid in self.children():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+                command = file.read()
+                if "fastray.cluster.child" in command and what in command:
+                    found.append(pid)
         return found
 
 
@@ -96,7 +113,8 @@ def idle(daemon):
     """Waits until nothing of any job is left; what the daemon holds then."""
     def nothing():
         held = daemon.held()
-        return held["processes"] == 2 and not held["actors"] and not held["functions"] and not held["children"]
+        alone = held["processes"] == 2 and len(daemon.helpers()) == HELPERS  # itself, and who looks
+        return alone and not held["actors"] and not held["functions"] and not held["children"]
 
     assert eventually(nothing), daemon.held()
     return daemon.held()

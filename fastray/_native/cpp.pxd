@@ -116,6 +116,9 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic32 leases
         uint32_t routed, placement, job
         ProcSet sleeping
+        Atomic32 queues[4096]
+    cdef cppclass Queue:
+        Atomic64 tail, head
     cdef cppclass Function:
         Atomic32 state
         uint32_t flags
@@ -211,6 +214,7 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Record* records()
         Record& record(Handle h)
         Proc& proc(uint32_t slot)
+        Queue& queue(uint32_t q)
         Class& cls(uint32_t c)
         Function& function(uint32_t f)
         Actor& actor(uint32_t a)
@@ -403,11 +407,12 @@ cdef extern from "local_scheduler.h" namespace "fastray" nogil:
     cdef cppclass SchedulerFds "fastray::LocalScheduler::Fds":
         int segment, bell, driver, log, listen
         uint32_t python
+        cbool numbered
     cdef cppclass NodeRequest:
         uint32_t kind "kind"
         uint32_t slot, env
         cbool actor
-        int stdout_fd, stderr_fd, control_fd
+        int stdout_fd, stderr_fd, control_fd, readable
         vector[Handle] crashed
         string text
     cdef cppclass LocalScheduler:
@@ -417,6 +422,10 @@ cdef extern from "local_scheduler.h" namespace "fastray" nogil:
         void become_child(const NodeRequest& request)
         void set_ready()
         void preload_later(const string& modules)
+        cbool watch_for_python(int fd)
+        void unwatch(int fd)
+        void spare(int pid)
+        void end()
         string runtime_env(uint32_t index)
 
 cdef extern from "<sys/prctl.h>" nogil:

@@ -2,7 +2,7 @@
 """The node's loop, for Python: `run` works until something has to be done that only Python can do.
 
 fastray/node.py calls it again and again; the loop itself is csrc/local_scheduler.cpp. What run() returned
-(FORK, PRELOAD or EXIT) is described by the properties until the next run().
+(FORK, PRELOAD, READABLE or EXIT) is described by the properties until the next run().
 """
 from libcpp.string cimport string
 
@@ -12,6 +12,7 @@ from fastray._native.cpp cimport PR_SET_CHILD_SUBREAPER, PR_SET_NAME, PR_SET_PDE
 FORK = 1
 PRELOAD = 2
 EXIT = 3
+READABLE = 4
 
 
 def name_process(bytes name):
@@ -30,7 +31,7 @@ def die_with_parent(int signal):
 
 
 cdef class LocalScheduler:
-    def __cinit__(self, int segment_fd, int bell_fd, int driver_fd, int log_fd, int listen_fd=-1):
+    def __cinit__(self, int segment_fd, int bell_fd, int driver_fd, int log_fd, int listen_fd=-1, bint numbered=False):
         import sys
         cdef SchedulerFds* fds = &self.fds
         fds.segment = segment_fd
@@ -39,13 +40,14 @@ cdef class LocalScheduler:
         fds.log = log_fd
         fds.listen = listen_fd
         fds.python = sys.version_info[0] << 8 | sys.version_info[1]
+        fds.numbered = numbered
         self.loop = new CLocalScheduler()
         cdef string problem = self.loop.start(self.fds)
         if problem.size() != 0:
             raise OSError(problem.decode("utf-8", "replace"))
 
     def run(self):
-        """Runs the node; returns FORK, PRELOAD or EXIT."""
+        """Runs the node; returns FORK, PRELOAD, READABLE or EXIT."""
         with nogil:
             self.request = self.loop.run()
         return self.request.kind
@@ -92,6 +94,28 @@ cdef class LocalScheduler:
     def become_child(self):
         """In the child: forgets the node and closes what is its own."""
         self.loop.become_child(self.request)
+
+    @property
+    def readable(self):
+        """Of a READABLE: the watched descriptor."""
+        return self.request.readable
+
+    def watch(self, int fd):
+        """READABLE comes for `fd`, whenever it is, until `unwatch`."""
+        if not self.loop.watch_for_python(fd):
+            raise OSError(f"cannot watch descriptor {fd}")
+
+    def unwatch(self, int fd):
+        """To be called before `fd` is closed."""
+        self.loop.unwatch(fd)
+
+    def spare(self, int pid):
+        """The child `pid` is not killed when the node ends: its end is the caller's."""
+        self.loop.spare(pid)
+
+    def end(self):
+        """The node is to leave: the next `run` kills what it started and returns EXIT."""
+        self.loop.end()
 
     def set_ready(self):
         """Tells drivers that the node runs."""

@@ -115,11 +115,6 @@ def session_of(int segment_fd):
 
 
 cdef class Attachment:
-    cdef Process* process
-    cdef Segment segment
-    cdef readonly bint active
-    cdef readonly int pid
-
     def __cinit__(self, int segment_fd, int kind, int slot, int bell_fd):
         import os
         check(Segment.attach(os.dup(segment_fd), &self.segment))  # its own: closed with it

@@ -31,14 +31,16 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--standby", action="store_true", help="serve when the server on this store and port dies")
     parser.add_argument("--token-path", help="file of the token; made, with mode 0600, if it is not there")
     parser.add_argument("--ready-fd", type=int, default=1, help="where the address is announced")
-    parser.add_argument("--die-with-parent", action="store_true", help="end when the parent process ends")
+    parser.add_argument(
+        "--die-with-parent", type=int, nargs="?", const=-1, metavar="PID", help="end when the parent process ends"
+    )
     return parser.parse_args(argv)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     from fastray._native.node import die_with_parent
 
-    parent = os.getppid()
+    parent = os.getppid() if parent < 0 else parent
     die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
@@ -93,8 +95,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    if arguments.die_with_parent:
-        _die_with_parent()
+    if arguments.die_with_parent is not None:
+        _die_with_parent(arguments.die_with_parent)
     try:
         asyncio.run(_serve(arguments))
     except (AuthenticationError, InvalidOptionError, StoreError, OSError) as error:

@@ -39,7 +39,7 @@ from fastray.exceptions import (
 from fastray.gcs import auth, commands, wire
 from fastray.gcs.connection import BREAKS, Backoff, Connection
 from fastray.gcs.records import Row, Task
-from fastray.gcs.subscription import Subscription
+from fastray.gcs.subscription import ROWS, Subscription
 from fastray.gcs.table import encode
 
 WINDOW_S = 30.0
@@ -123,6 +123,11 @@ class GcsClient:
     def flush(self) -> None:
         """Returns when everything submitted before is durable, or refused."""
         self.call(commands.KvGet("", []))
+
+    def read(self, table: str) -> list[Any]:
+        """The rows of a published table, see `subscribe`."""
+        _, rows = self.call(commands.TableRead(table))
+        return [msgspec.convert(row, ROWS[table]) for row in rows]
 
     def beat(
         self,

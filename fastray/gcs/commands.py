@@ -44,13 +44,24 @@ class NodeDied(Command, tag="node.died"):
     reason: str
 
 
+class JobsReserve(Command, tag="job.reserve"):
+    """The reply is the first of `count` numbers for jobs, which nobody else gets."""
+
+    count: int
+
+
 class JobStart(Command, tag="job.start"):
-    """A driver attaches: the reply is the job's number. Its connection is the job's pulse."""
+    """A driver attaches: the reply is the job's number. The sender's connection is the job's pulse.
+
+    `job_id` is a number that was reserved, 0 for the next one. A job that runs, or that ended with its pulse, goes
+    on under the sender's: its node's agent died, and this is the next one.
+    """
 
     namespace: str
     entrypoint: str = ""
     node: bytes = b""
     metadata: dict[str, str] = {}
+    job_id: int = 0
 
 
 class JobEnd(Command, tag="job.end"):
@@ -265,6 +276,7 @@ AnyCommand = Union[
     NodeRegister,
     NodeDrain,
     NodeDied,
+    JobsReserve,
     JobStart,
     JobEnd,
     ObjectsAdd,

@@ -1,7 +1,7 @@
 """Jobs: drivers that are attached, and (the ENDED_MAX youngest) those that were.
 
-A job ends when its driver says so, or when the failure detector finds the driver's connection closed for too
-long. Numbers start at 1 and are never given twice. Called by tables.py.
+A job ends when its driver's node says so, or when the failure detector finds the connection of its pulse closed for
+too long. Numbers start at 1 and are never given twice; nodes reserve them in blocks. Called by tables.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fastray.gcs.records import FAILED, FINISHED, RUNNING, Job
 from fastray.gcs.table import Changes, Context, Refused, Table
 
 ENDED_MAX = 1000
+RESERVED_MAX = 10_000  # numbers at once
 
 
 class JobTable(Table[Job]):
@@ -32,19 +33,41 @@ class JobTable(Table[Job]):
     def key(job_id: int) -> bytes:
         return job_id.to_bytes(4, "big")
 
+    @property
+    def last(self) -> int:
+        """The last number that was given or reserved."""
+        return self._last
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` numbers. The caller makes `last` durable."""
+        if not 0 < count <= RESERVED_MAX:
+            raise Refused("invalid", f"cannot reserve {count} numbers for jobs: 1 to {RESERVED_MAX}")
+        self._last += count
+        return self._last - count + 1
+
+    def reserved_before(self, last: int) -> None:
+        """At the start: numbers to `last` are taken."""
+        self._last = max(self._last, last)
+
     def start(self, command: commands.JobStart, context: Context, changes: Changes) -> int:
-        self._last += 1
+        number = command.job_id or self.reserve(1)
+        if not 0 < number <= self._last:
+            raise Refused("invalid", f"number {number} was not reserved")
+        before = self.rows.get(self.key(number))
+        if before is not None and before.node != command.node:
+            raise Refused("exists", f"job {number} is one of node {before.node.hex()}")
         row = Job(
-            self._last,
+            number,
             command.namespace,
             context.client,
             command.entrypoint,
             command.node,
-            started_at=context.now,
+            started_at=context.now if before is None else before.started_at,
             metadata=command.metadata,
         )
-        self.put(changes, self.key(row.job_id), row)
-        return row.job_id
+        self._ended.pop(self.key(number), None)
+        self.put(changes, self.key(number), row)
+        return number
 
     def end(self, command: commands.JobEnd, now: float, changes: Changes) -> bool:
         """Whether it still ran."""

@@ -96,7 +96,7 @@ class NodeTable(Table[Node]):
 
     def beat(self, beat: Beat, changes: Changes) -> BeatReply:
         node = self.by_epoch.get(beat.epoch)
-        if node is None:
+        if node is None or node.client != beat.client:  # a store that was begun anew counts from 1 again
             return BeatReply(fenced=True, resync=False)
         return BeatReply(fenced=False, resync=not self.loads.beat(beat, node.node_id, changes))
 

@@ -29,7 +29,7 @@ from fastray.gcs.task_table import TaskTable
 SESSIONS_MAX = 10_000
 SWEPT_OBJECTS_MAX = 2_000  # a tick; about a millisecond
 META = "meta"  # the store's own rows
-INCARNATION = b"incarnation"
+INCARNATION, JOB_NUMBERS = b"incarnation", b"job numbers"
 CHANNEL = "channel:"
 
 Handler = Callable[[Any, Context, Changes], Any]
@@ -40,8 +40,8 @@ def _encoded(result: Result) -> msgspec.Raw:
     return _NOTHING if isinstance(result, Done) and result.value is None else msgspec.Raw(encode(result))
 
 
-class Incarnation(Row):
-    """How many servers have run on this store."""
+class Counter(Row):
+    """How many servers have run on this store; the last number for jobs that was reserved."""
 
     number: int
 
@@ -88,7 +88,11 @@ class GlobalState:
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """A row from the store."""
         if table == META:
-            self.incarnation = msgspec.msgpack.decode(value, type=Incarnation).number
+            number = msgspec.msgpack.decode(value, type=Counter).number
+            if key == INCARNATION:
+                self.incarnation = number
+            elif key == JOB_NUMBERS:
+                self.jobs.reserved_before(number)
         elif table in self.tables:
             self.tables[table].restore(key, value)
 
@@ -103,7 +107,7 @@ class GlobalState:
         for table in self.tables.values():
             table.begin(self.incarnation)
         changes = Changes()
-        changes.rows[META, INCARNATION] = Incarnation(self.incarnation)
+        changes.rows[META, INCARNATION] = Counter(self.incarnation)
         return changes
 
     # ---- commands -------------------------------------------------------------------------------------
@@ -177,6 +181,11 @@ class GlobalState:
         self.objects.node_died()
         return True
 
+    def _reserve_jobs(self, command: commands.JobsReserve, changes: Changes) -> int:
+        first = self.jobs.reserve(command.count)
+        changes.rows[META, JOB_NUMBERS] = Counter(self.jobs.last)
+        return first
+
     def _end_job(self, command: commands.JobEnd, now: float, changes: Changes) -> bool:
         if not self.jobs.end(command, now, changes):
             return False
@@ -210,6 +219,7 @@ class GlobalState:
             c.NodeRegister: self._register_node,
             c.NodeDrain: lambda m, x, ch: self._node_died(m.epoch, m.reason, x.now, ch),
             c.NodeDied: lambda m, x, ch: self._node_died(m.epoch, m.reason, x.now, ch),
+            c.JobsReserve: lambda m, x, ch: self._reserve_jobs(m, ch),
             c.JobStart: lambda m, x, ch: self.jobs.start(m, x, ch),
             c.JobEnd: lambda m, x, ch: self._end_job(m, x.now, ch),
             c.ObjectsAdd: lambda m, x, ch: self.objects.add(m, ch),

@@ -73,11 +73,12 @@ def test_every_form_of_address_finds_the_node(daemon, monkeypatch, form):
 
 def test_auto_and_a_port_look_into_the_runtime_directory(daemon, monkeypatch):
     monkeypatch.setenv("FASTRAY_TMPDIR", os.path.dirname(daemon.path))
-    for address in ("auto", "127.0.0.1:6379", "localhost:6379"):
+    port = daemon.info["port"]
+    for address in ("auto", f"127.0.0.1:{port}", f"localhost:{port}"):
         with fastray.init(address=address) as context:
             assert context.address_info["node_pid"] == daemon.pid
     with pytest.raises(ConnectionError, match="start --head"):
-        fastray.init(address="127.0.0.1:6380")
+        fastray.init(address="127.0.0.1:1")
     with pytest.raises(ConnectionError, match="this machine"):
         fastray.init(address="192.0.2.1:6379")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from integration_helpers import GONE_S, is_alive, marked_pids, program_environment
-from waiting import eventually
+from waiting import eventually, free_port
 
 import fastray
 
 WAIT_S = 60
-START = [sys.executable, "-m", "fastray", "start", "--head"]
+START = [sys.executable, "-m", "fastray", "start", "--head", "--port"]
 
 
 class Shell:
@@ -36,7 +36,7 @@ class Shell:
         return done.stderr if code else done.stdout
 
     def start(self, *arguments):
-        self("start", "--head", "--num-cpus", "2", *arguments)
+        self("start", "--head", "--num-cpus", "2", *(() if "--port" in arguments else ("--port", "0")), *arguments)
         return self.status()
 
     def status(self):
@@ -57,7 +57,9 @@ def shell(tmp_path, monkeypatch):
 
 
 def test_a_node_is_started_looked_at_and_stopped(shell):
-    said = shell("start", "--head", "--num-cpus", "3", "--resources", '{"disk": 2}', "--labels", "zone=a,rack=7")
+    said = shell(
+        "start", "--head", "--port", "0", "--num-cpus", "3", "--resources", '{"disk": 2}', "--labels", "zone=a,rack=7"
+    )
     assert 'fastray.init(address="auto")' in said
     status = shell.status()
     node = status["nodes"][0]
@@ -66,7 +68,7 @@ def test_a_node_is_started_looked_at_and_stopped(shell):
     assert (status["drivers"], status["actors"], status["workers"]) == ([], [], 0)
     assert is_alive(status["pid"])
     assert os.stat(status["path"]).st_mode & 0o777 == 0o700
-    assert all(path.stat().st_mode & 0o077 == 0 for path in Path(status["path"]).iterdir() if path.name != "node.sock")
+    assert all(path.stat().st_mode & 0o077 == 0 for path in Path(status["path"]).iterdir() if path.suffix != ".sock")
     with fastray.init(address="auto"):
         labels = fastray.nodes()[0]["Labels"]
         assert (labels["zone"], labels["rack"]) == ("a", "7")
@@ -89,17 +91,19 @@ def test_without_a_node_the_commands_say_so(shell):
 
 
 def test_a_second_node_needs_a_port_or_a_place_of_its_own(shell, tmp_path):
-    first = shell.start()
-    assert "runs already" in shell("start", "--head", code=1)
+    port, other = str(free_port()), str(free_port())
+    first = shell.start("--port", port)
+    assert "runs already" in shell("start", "--head", "--port", port, code=1)
     assert shell.status()["pid"] == first["pid"]
-    shell("start", "--head", "--port", "7000")
-    second = json.loads(shell("status", "--json", "--address", "127.0.0.1:7000"))
+    shell("start", "--head", "--port", other)
+    second = json.loads(shell("status", "--json", "--address", f"127.0.0.1:{other}"))
     elsewhere = str(tmp_path / "elsewhere")
-    shell("start", "--head", "--temp-dir", elsewhere)
+    assert "cannot listen" in shell("start", "--head", "--port", port, "--temp-dir", elsewhere, code=1)
+    shell("start", "--head", "--port", "0", "--temp-dir", elsewhere)
     third = json.loads(shell("status", "--json", "--temp-dir", elsewhere))
     assert len({first["pid"], second["pid"], third["pid"]}) == 3
     assert shell.status()["pid"] == second["pid"]  # the latest
-    assert "Stopped 1 node" in shell("stop", "--port", "7000")
+    assert "Stopped 1 node" in shell("stop", "--port", other)
     assert shell.status()["pid"] == first["pid"]
     assert "Stopped 1 node" in shell("stop")
     assert is_alive(third["pid"])  # not of this runtime directory
@@ -108,8 +112,9 @@ def test_a_second_node_needs_a_port_or_a_place_of_its_own(shell, tmp_path):
 
 
 def test_two_that_start_at_once_are_one(shell):
+    command = [*START, str(free_port())]
     both = [
-        subprocess.Popen(START, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell.env)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell.env)
         for _ in range(2)
     ]
     ends = [(process.communicate(timeout=WAIT_S), process.returncode) for process in both]
@@ -118,14 +123,15 @@ def test_two_that_start_at_once_are_one(shell):
 
 
 def test_what_a_killed_node_left_goes_with_the_next_start_or_stop(shell):
-    for command in (("stop",), ("start", "--head")):
-        status = shell.start()
+    port = str(free_port())
+    for command in (("stop",), ("start", "--head", "--port", port)):
+        status = shell.start("--port", port)
         pidfd = os.pidfd_open(status["pid"])
         os.kill(status["pid"], signal.SIGKILL)
         assert select.select([pidfd], [], [], WAIT_S)[0]
         os.close(pidfd)
         assert eventually(lambda: marked_pids(shell.base) == [], GONE_S)
-        assert os.listdir(shell.base) == ["session-6379"]
+        assert os.listdir(shell.base) == [f"session-{port}"]
         assert "no fastray node found" in shell("status", code=1)
         said = shell(*command)
         assert "Removed what 1 killed node left" in said if command == ("stop",) else "The node runs" in said
@@ -188,7 +194,7 @@ def test_stop_ends_what_tasks_started(shell, tmp_path, how):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_node_that_blocks_ends_with_its_command(shell, number):
-    process = subprocess.Popen([*START, "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
+    process = subprocess.Popen([*START, "0", "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
     line = ""
     while "To end it" not in line:
         line = process.stdout.readline()
@@ -203,7 +209,7 @@ def test_a_node_that_blocks_ends_with_its_command(shell, number):
 
 
 def test_a_command_that_blocks_ends_with_its_node(shell):
-    process = subprocess.Popen([*START, "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
+    process = subprocess.Popen([*START, "0", "--block"], stdout=subprocess.PIPE, text=True, env=shell.env)
     while "To end it" not in process.stdout.readline():
         pass
     shell("stop")
@@ -219,7 +225,12 @@ def test_a_command_that_blocks_ends_with_its_node(shell):
         (("start", "--head", "--resources", "[1]"), 2, "not a JSON object"),
         (("start", "--head", "--resources", '{"CPU": 1}'), 2, "num_cpus"),
         (("start", "--head", "--labels", "zone"), 2, "key=value"),
-        (("start", "--head", "--port", "0"), 2, "no port"),
+        (("start", "--head", "--port", "70000"), 2, "no port"),
+        (("start", "--head", "--address", "127.0.0.1:1"), 2, "not allowed with"),
+        (("start", "--address", "here"), 2, "HOST:PORT"),
+        (("start", "--address", "127.0.0.1:1", "--port", "5"), 2, "a head's"),
+        (("start", "--address", "auto"), 1, "no head runs"),
+        (("start", "--head", "--store", "redis:"), 2, "sqlite:"),
         (("start", "--head", "--num-cpus", "-1"), 2, "at least 0"),
         (("start", "--head", "--object-store-memory", "5"), 2, "at least"),
         (("list", "nothing"), 2, "invalid choice"),
@@ -232,14 +243,17 @@ def test_wrong_arguments_are_named(shell, arguments, code, said):
 
 
 def test_a_directory_that_others_can_write_to_is_refused(shell):
+    port = str(free_port())
+    start = ("start", "--head", "--port", port)
+    session = f"session-{port}"
     shell.base.mkdir()
     shell.base.chmod(0o777)
-    assert "closed to others" in shell("start", "--head", code=1)
+    assert "closed to others" in shell(*start, code=1)
     shell.base.chmod(0o755)
-    (shell.base / "session-6379").mkdir(mode=0o755)
-    assert "closed to others" in shell("start", "--head", code=1)
-    (shell.base / "session-6379").rmdir()
-    (shell.base / "session-6379").symlink_to("/tmp")
-    assert "closed to others" in shell("start", "--head", code=1)
-    (shell.base / "session-6379").unlink()
-    shell.start()
+    (shell.base / session).mkdir(mode=0o755)
+    assert "closed to others" in shell(*start, code=1)
+    (shell.base / session).rmdir()
+    (shell.base / session).symlink_to("/tmp")
+    assert "closed to others" in shell(*start, code=1)
+    (shell.base / session).unlink()
+    shell.start("--port", port)

@@ -1,0 +1,66 @@
+// What ties a daemon's node to its cluster: the agent, the numbers of jobs, and descriptors that Python watches.
+// See local_scheduler.h.
+//
+//   agent     a process of fastray/cluster/agent.py; it attaches as drivers do, its slot is Header::agent_slot
+//   numbers   a cluster gives each job a number of its own. The agent asks for them in blocks and passes them on, so
+//             that a driver need not wait for another machine; one that finds none left waits for the next block
+//   watched   Python's: its helpers' pipes and pidfds. The loop only says that one is readable
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "local_scheduler.h"
+
+namespace fastray {
+
+bool LocalScheduler::watch_for_python(int fd) { return watch(fd, EPOLLIN, kPython, static_cast<uint32_t>(fd)); }
+
+void LocalScheduler::unwatch(int fd) {
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+  auto is_of = [fd](const NodeRequest& r) { return r.kind == NodeRequest::kReadable && r.readable == fd; };
+  requests_.erase(std::remove_if(requests_.begin(), requests_.end(), is_of), requests_.end());
+}
+
+void LocalScheduler::spare(int pid) { spared_.push_back(pid); }
+
+// ---- numbers of jobs -----------------------------------------------------------------------------------
+
+bool LocalScheduler::lacks_number() const { return fds_.numbered && job_numbers_.empty(); }
+
+// A node of no cluster counts by itself.
+uint32_t LocalScheduler::take_number() {
+  std::atomic<uint32_t>& last = segment_.header().jobs_used;
+  if (!fds_.numbered) return last.fetch_add(1, std::memory_order_acq_rel) + 1;
+  Numbers& block = job_numbers_.front();
+  uint32_t number = block.next++;
+  if (--block.count == 0) job_numbers_.pop_front();
+  last.store(number, std::memory_order_release);
+  return number;
+}
+
+void LocalScheduler::add_numbers(const ControlMessage& m) {
+  if (m.slot == 0) return;
+  job_numbers_.push_back({static_cast<uint32_t>(m.handle), m.slot});
+  std::vector<uint32_t> waiting;
+  for (const auto& [id, d] : drivers_)
+    if (!d.hello.empty()) waiting.push_back(id);
+  for (uint32_t id : waiting) {
+    std::string message = std::move(drivers_[id].hello);
+    drivers_[id].hello.clear();
+    AttachHello hello;
+    memcpy(&hello, message.data(), sizeof hello);
+    attach(id, hello, message.data() + sizeof hello);
+  }
+}
+
+// It reads the table of jobs itself; a message that finds no room is not needed, there is one already.
+void LocalScheduler::tell_agent() {
+  ControlMessage message{static_cast<uint32_t>(Control::kJobsChanged), 0, 0, 0, 0};
+  for (const auto& [id, d] : drivers_)
+    if (d.agent && !d.left) (void)send(d.control, &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+}  // namespace fastray

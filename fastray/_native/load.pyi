@@ -1,0 +1,3 @@
+from fastray._native.session import Attachment
+
+def class_queues(attachment: Attachment) -> list[tuple[int, int, int, int]]: ...

@@ -1,0 +1,299 @@
+"""The agent of a node: the process that joins it to a cluster, and knows the other nodes. Started by supervisor.py.
+
+    services     what else lives in this process and has an address: they put it into `addresses` before the node
+                 is registered (fastray/transfer, when it is there)
+    epoch        the node's life in the cluster; a new one with each registration
+    fenced       the cluster has declared the node dead. The daemon is told, and begins anew with another id
+    beat         each 100 ms: what is free, what waits. None while the node's process is stopped: it looks dead then
+
+Threads: this one (beats, jobs, the daemon's word), two of the store's client, one for inquiries. Callbacks of
+`on_node_joined` and `on_node_gone` run on the client's listening thread, one after the other, without `lock`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+
+from fastray import control, node_state, sessions
+from fastray._native.load import class_queues
+from fastray._native.session import WIRE, Attachment
+from fastray.attach import AttachedNode
+from fastray.cluster import inquiry
+from fastray.cluster.jobs import JobReporter
+from fastray.cluster.launch import find_token
+from fastray.cluster.load import Differences, QueueMeter, free_resources
+from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
+from fastray.exceptions import AuthenticationError, FastrayError, GcsUnavailableError, NodeFencedError
+from fastray.gcs import auth, commands
+from fastray.gcs.client import GcsClient
+from fastray.gcs.records import ALIVE, Load, Node
+from fastray.scheduling.global_scheduler import GlobalScheduler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+BEAT_S = 0.1
+NODE_LABEL = "ray.io/node-id"  # as Ray has it
+
+
+class Agent:
+    """Attaches to its node and to the store; `join` registers the node, `run` keeps it there.
+
+    Attributes for services: `attachment` to the node's segment (not activated), `bell_fd`, `gcs`, `node_id`, `epoch` (0
+    before `join`), `host` (of this node, as others reach it), `token` of the cluster, `addresses`, `scheduler` and
+    `nodes` (alive ones, by id), both guarded by `lock`; `wake` makes `run` look now.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.path: str = settings["path"]
+        self.host: str = settings["host"]
+        self.token = find_token(settings["gcs"], self.path)
+        self.gcs = GcsClient(settings["gcs"], self.token, tls=auth.load_tls())
+        self.node = AttachedNode(self.path, role=control.AS_AGENT)
+        self.bell_fd = self.node.bell_fd
+        self.attachment = Attachment(self.node.segment_fd, node_state.DRIVER, self.node.slot, self.bell_fd)
+        self.node_id = bytes.fromhex(node_state.node_id_of(self.attachment))
+        self.epoch = 0
+        self.addresses: dict[str, str] = {}  # "node": its server; "data": bulk transfers; others are passed on too
+        self.lock = threading.Lock()
+        self.scheduler = GlobalScheduler()
+        self.nodes: dict[bytes, Node] = {}
+        self._rows: dict[bytes, Node] = {}  # dead ones too
+        self._loads: dict[bytes, Load] = {}
+        self._events = threading.RLock()  # held while callbacks run: they see one event after the other
+        self._joined: list[Callable[[Node], None]] = []
+        self._gone: list[Callable[[bytes, str], None]] = []
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._differences = Differences()
+        self._meter = QueueMeter()
+        self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
+        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
+
+    # ---- joining --------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Registers the node. Raises what the store's client raises."""
+        self._save_token()
+        self.gcs.stay_connected()
+        self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
+        self.gcs.subscribe("node", self._node_changed)
+        self.gcs.subscribe("load", self._load_changed)
+        self._jobs.begin(self.attachment.jobs())
+
+    def _own_row(self) -> Node:
+        labels: dict[str, str] = self.settings["labels"] or {}
+        info = {
+            "hostname": os.uname().nodename,
+            "pid": str(self.node.pid),
+            "path": self.path,
+            "head": "1" if self.settings["head"] else "",
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "wire": str(WIRE[1]),
+            **{f"address.{name}": address for name, address in self.addresses.items()},
+        }
+        return Node(
+            self.node_id, self.addresses.get("node", self.host), node_state.total_resources(self.attachment),
+            {NODE_LABEL: self.node_id.hex(), **labels}, self.addresses.get("data", ""), info,
+        )  # fmt: skip
+
+    def _save_token(self) -> None:
+        """For commands and drivers of this node, whichever way it was found."""
+        name = os.path.join(self.path, sessions.TOKEN)
+        if self.token and not os.path.exists(name):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="ascii") as file:
+                file.write(self.token + "\n")
+
+    def _give_numbers(self, first: int, count: int) -> None:
+        os.write(self.node.control_fd, control.job_numbers_message(first, count))
+
+    # ---- other nodes ----------------------------------------------------------------------------------
+
+    def on_node_joined(self, callback: Callable[[Node], None]) -> None:
+        """callback(row) for each node that is there (this one too) and each that joins, again with each new epoch."""
+        with self._events:
+            self._joined.append(callback)
+            for row in list(self.nodes.values()):
+                callback(row)
+
+    def on_node_gone(self, callback: Callable[[bytes, str], None]) -> None:
+        """callback(node_id, reason) for each life of a node that ends from now on."""
+        with self._events:
+            self._gone.append(callback)
+
+    def _node_changed(self, node_id: bytes, row: Any) -> None:
+        with self._events:
+            with self.lock:
+                if row is None:
+                    self._rows.pop(node_id, None)
+                else:
+                    self._rows[node_id] = row
+                known = self.nodes.get(node_id)
+                lives = row is not None and row.state == ALIVE
+                same = known is not None and lives and known.epoch == row.epoch
+                if known is not None and not same:
+                    del self.nodes[node_id]
+                    self.scheduler.gone(node_id)
+                if lives and not same:
+                    self.nodes[node_id] = row
+                    self.scheduler.joined(node_id, row.resources, row.labels)
+                    self._apply_load(node_id)
+            if known is not None and not same:
+                reason = row.reason if row is not None and not lives else "it joined again"
+                for gone in self._gone:
+                    gone(node_id, reason)
+            if lives and not same:
+                for joined in self._joined:
+                    joined(row)
+
+    def _load_changed(self, node_id: bytes, row: Any) -> None:
+        with self.lock:
+            if row is None:
+                self._loads.pop(node_id, None)
+            else:
+                self._loads[node_id] = row
+                self._apply_load(node_id)
+
+    def _apply_load(self, node_id: bytes) -> None:
+        node, load = self.nodes.get(node_id), self._loads.get(node_id)
+        if node is not None and load is not None and load.epoch == node.epoch:
+            self.scheduler.said(node_id, load.available, load.queues)
+
+    # ---- inquiries ------------------------------------------------------------------------------------
+
+    def _node_rows(self) -> list[dict[str, Any]]:
+        with self.lock:
+            rows, loads = list(self._rows.values()), dict(self._loads)
+        return [
+            {
+                "node_id": row.node_id.hex(), "state": row.state, "address": row.address,
+                "data_address": row.data_address, "resources": row.resources, "labels": row.labels, "info": row.info,
+                "epoch": row.epoch, "registered_at": row.registered_at, "died_at": row.died_at, "reason": row.reason,
+                "available": loads[row.node_id].available if row.node_id in loads else {},
+                "queues": loads[row.node_id].queues if row.node_id in loads else {},
+                "is_self": row.node_id == self.node_id,
+            }
+            for row in rows
+        ]  # fmt: skip
+
+    def _job_rows(self) -> list[dict[str, Any]]:
+        rows = self.gcs.read("job")
+        names = ("job_id", "namespace", "entrypoint", "state", "started_at", "ended_at", "reason", "metadata")
+        return [{**{name: getattr(row, name) for name in names}, "node_id": row.node.hex()} for row in rows]
+
+    # ---- staying --------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """`run` looks at once."""
+        os.eventfd_write(self._wake, 1)
+
+    def run(self, channel: socket.socket) -> str:
+        """Beats until the daemon closes `channel` (the answer is ""), or the cluster has fenced this node: why."""
+        poll = select.poll()
+        for fd in (channel.fileno(), self.node.control_fd, self._wake):
+            poll.register(fd, select.POLLIN)
+        next_beat = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = max(next_beat + BEAT_S, now)
+                try:
+                    self._beat(now)
+                    self._jobs.look(self.attachment.jobs())
+                except GcsUnavailableError:
+                    pass  # the node goes on without it; the next beat tells it all
+                except (NodeFencedError, AuthenticationError) as error:
+                    return str(error)
+            ready = {fd for fd, _ in poll.poll(max(0.0, 1000 * (next_beat - time.monotonic())))}
+            if channel.fileno() in ready or (self.node.control_fd in ready and not self._node_said()):
+                return ""
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            if ready:
+                next_beat = min(next_beat, time.monotonic())
+
+    def _node_said(self) -> bool:
+        """Reads what the node says: its table of jobs has changed. False when it is gone."""
+        return bool(os.read(self.node.control_fd, 4096))
+
+    def _beat(self, now: float) -> None:
+        if _is_stopped(self.node.pid):
+            return
+        queues = self._meter.look(class_queues(self.attachment), now)
+        difference = self._differences.next(free_resources(self.attachment), queues)
+        reply = self.gcs.beat(
+            self.epoch, difference.version, difference.available, difference.queues, full=difference.full
+        )
+        if reply.fenced:
+            raise NodeFencedError("the cluster has declared it dead")
+        self._differences.acknowledged(resync=reply.resync)
+
+    def close(self, *, goodbye: bool = True) -> None:
+        """Leaves the cluster: with a goodbye, which others see at once."""
+        self._inquiries.shutdown(socket.SHUT_RDWR)
+        self._inquiries.close()
+        self.gcs.close(goodbye=goodbye)
+
+
+def _is_stopped(pid: int) -> bool:
+    """By SIGSTOP or a debugger."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(512).rpartition(b") ")[2][:1] in (b"T", b"t")
+    except OSError:
+        return True
+
+
+# ---- the process ---------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The agent's program. Does not return."""
+    channel = socket.socket(fileno=CHANNEL_FD)
+    channel.set_inheritable(False)
+    settings = _read_settings(channel)
+    if settings is None:
+        os._exit(0)
+    agent = None
+    try:
+        agent = Agent(settings)
+        if importlib.util.find_spec("fastray.transfer") is not None:
+            importlib.import_module("fastray.transfer").start(agent)
+        agent.join()
+    except (FastrayError, OSError) as error:
+        _say(channel, {"failed": str(error)})
+        os._exit(1)
+    _say(channel, {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]})
+    fenced = agent.run(channel)
+    if fenced:
+        _say(channel, {"fenced": fenced})
+    agent.close(goodbye=not fenced)
+    os._exit(0)
+
+
+def _read_settings(channel: socket.socket) -> dict[str, Any] | None:
+    data = b""
+    while not data.endswith(b"\n"):
+        part = channel.recv(MESSAGE_BYTES_MAX)
+        if not part:
+            return None
+        data += part
+    settings: dict[str, Any] = json.loads(data)
+    return settings
+
+
+def _say(channel: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        channel.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:
+        pass  # the daemon died, and this process with it
