@@ -40,6 +40,12 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
       case kFrameFetch:
         on_fetch(in);
         break;
+      case kFrameActor:
+        on_actor(in);
+        break;
+      case kFrameActorStop:
+        on_actor_stop(in);
+        break;
       case kFrameValue:
         on_value(in);
         break;
@@ -336,7 +342,13 @@ bool Link::finish_bulk(const Bulk& bulk, bool complete) {
 void Link::down(const std::string& error) {
   for (Handle h : staged_) outstanding_.insert(h);
   staged_.clear();
-  for (Handle h : std::exchange(outstanding_, {})) fail_task(h, error);
+  for (Handle h : std::exchange(hosted_, {}))  // first: what was in flight there follows from it
+    if (!process_.lose_host(h)) ended_.push_back(Ended{h, kEndNodeGone});
+  std::vector<Handle> tasks(outstanding_.begin(), outstanding_.end());
+  outstanding_.clear();
+  auto earlier = [&](Handle a, Handle b) { return segment_.record(a).id < segment_.record(b).id; };
+  std::sort(tasks.begin(), tasks.end(), earlier);  // the calls of an actor in their order
+  for (Handle h : tasks) fail_task(h, error);
   for (auto& [h, held] : std::exchange(held_, {})) {
     Record& r = segment_.record(h);
     if (word_gen(r.state.load(std::memory_order_acquire)) != gen_of(h)) continue;
@@ -360,6 +372,7 @@ void Link::down(const std::string& error) {
   }
   for (auto& [h, count] : std::exchange(exported_, {})) process_.drop(h);
   fetch_waits_.clear();
+  hosting_.clear();
 }
 
 }  // namespace fastray

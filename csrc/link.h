@@ -16,6 +16,7 @@
 //
 //   link.cpp          refs, values, releases, the end
 //   link_tasks.cpp    tasks and results
+//   link_actors.cpp   actors of one node that run on the other
 #pragma once
 
 #include <deque>
@@ -56,11 +57,29 @@ class Link {
   std::vector<uint32_t> unknown_functions();
   void describe(uint32_t function, const std::string& message);
   void send_staged();
+  bool knows(uint32_t function) const;
   size_t outstanding() const { return outstanding_.size(); }
   void send_cancel(Handle task, bool force);
   // Bytes of the arguments of a task that are at the peer.
   uint64_t bytes_there(Handle task) const;
 
+  // ---- actors ----------------------------------------------------------------------------------
+  // Creates this actor of ours there (its class and info are known there, see describe).
+  void send_actor(Handle creation);
+  bool hosts(Handle creation) const { return hosted_.count(creation) != 0; }
+  // Claims calls of an actor that runs there; 0 as long as it is not known there.
+  size_t claim_calls(uint32_t actor, size_t n);
+  enum class Stop : uint64_t { kFinish = 0, kKill = 1, kRestart = 2 };
+  void send_actor_stop(Handle creation, Stop how);
+  // The next kActor frame with this wire name is created in this entry, which is filled in.
+  void prepare_actor(uint64_t wire, uint32_t actor) { prepared_[wire] = actor; }
+  struct Ended {
+    Handle creation;
+    uint32_t end;
+  };
+  // Actors of ours that ended there; and creations of the peer's that are to be killed here.
+  std::vector<Ended> take_ended() { return std::move(ended_); }
+  std::vector<std::pair<Handle, uint64_t>> take_kills() { return std::move(kills_); }  // and how
   // ---- importer --------------------------------------------------------------------------------
   void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
   // Sends what has become done. True: something was.
@@ -109,6 +128,11 @@ class Link {
     uint64_t tag;
   };
 
+  struct Hosting {   // an actor of the peer's that runs here
+    uint64_t wire;
+    Handle local;
+    uint32_t actor, state, restarts;
+  };
   // link.cpp
   void put_ref(Handle h);
   bool put_value(const Record& r, bool bulk_allowed);
@@ -136,6 +160,14 @@ class Link {
   void finish_away(Handle task, uint32_t value, Reader& in);
   bool ours(Handle task) const;
   void fail_task(Handle task, const std::string& error);
+  bool fail_call(Record& r, Handle task);
+  // link_actors.cpp
+  void on_actor_created(Record* r, Handle h, uint64_t wire, uint64_t flags);
+  void report_actors();
+  void on_actor(Reader& in);
+  void on_actor_stop(Reader& in);
+  Handle actor_there(uint32_t cls) const;
+  void keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes);
 
   Process& process_;
   Segment segment_;
@@ -153,6 +185,11 @@ class Link {
   std::vector<FetchWait> fetch_waits_;
   std::vector<Bulk> bulk_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
+  std::unordered_set<Handle> hosted_;   // creations of ours whose actor is there
+  std::unordered_map<uint64_t, uint32_t> prepared_;
+  std::vector<Hosting> hosting_;
+  std::vector<Ended> ended_;
+  std::vector<std::pair<Handle, uint64_t>> kills_;
 };
 
 }  // namespace fastray

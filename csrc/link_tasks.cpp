@@ -16,11 +16,14 @@ std::vector<uint32_t> Link::unknown_functions() {
   std::vector<uint32_t> unknown;
   for (Handle h : staged_) {
     uint32_t f = segment_.record(h).function;
-    auto it = described_.find(f);
-    bool known = it != described_.end() && it->second == segment_.function(f).hash[0];
-    if (!known && std::find(unknown.begin(), unknown.end(), f) == unknown.end()) unknown.push_back(f);
+    if (!knows(f) && std::find(unknown.begin(), unknown.end(), f) == unknown.end()) unknown.push_back(f);
   }
   return unknown;
+}
+
+bool Link::knows(uint32_t function) const {
+  auto it = described_.find(function);
+  return it != described_.end() && it->second == segment_.function(function).hash[0];
 }
 
 void Link::describe(uint32_t function, const std::string& message) {
@@ -41,7 +44,8 @@ void Link::put_task(Handle h) {
   uint32_t deps, refs;
   const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
   TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
-                (r.state.load(std::memory_order_acquire) & kFlagMulti) != 0, 0, 0};
+                (r.state.load(std::memory_order_acquire) & kFlagMulti) != 0, 0, r.kind,
+                r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0};
   const uint8_t* codec = r.args + (deps + refs) * sizeof(Handle);
   PayloadView view;
   if (r.args_bytes == kArgsInHeap) {
@@ -84,6 +88,15 @@ void Link::on_task(Reader& in) {
   if (in.bad() || n > in.left() / sizeof(RefHead) || head.buffers > in.left() / 8) return in.fail();
   auto known = functions_.find(head.function);
   if (known == functions_.end()) return refuse(head.wire, kErrorSystem, "its function never came");
+  uint32_t cls = known->second.cls;
+  if (head.kind == kActor) {
+    auto prepared = prepared_.find(head.wire);
+    if (prepared == prepared_.end()) return in.fail();
+    cls = kActorClass + prepared->second;
+  } else if (head.actor != 0) {
+    if (exported_.count(head.actor) == 0 || segment_.record(head.actor).kind != kActor) return in.fail();
+    cls = segment_.record(head.actor).cls;
+  }
   std::vector<Handle> refs;
   for (size_t i = 0; i < n && !in.bad(); ++i) refs.push_back(get_ref(in));
   if (in.bad()) return;
@@ -93,9 +106,9 @@ void Link::on_task(Reader& in) {
   uint64_t flags = 0;
   r->id = process_.next_id();
   r->function = known->second.function;
-  r->cls = known->second.cls;
+  r->cls = static_cast<uint16_t>(cls);
   r->parent = 0;
-  r->kind = kTask;
+  r->kind = static_cast<uint8_t>(head.kind == kActor ? kActor : kTask);
   r->depth = head.depth;
   r->ret = head.returns;
   r->attempts = 0;
@@ -114,8 +127,9 @@ void Link::on_task(Reader& in) {
   for (Handle ref : refs) (void)process_.hold(ref);
   if (n != 0) {
     flags |= kFlagRefs;
-    process_.remember_lineage(h);
+    if (r->kind == kTask) process_.remember_lineage(h);
   }
+  if (r->kind == kActor) return on_actor_created(r, h, head.wire, flags);
   flags |= kFlagAwaited;  // its end wakes us
   for (uint32_t i = 0; i < head.dependencies; ++i) process_.ask_for(refs[i]);  // it was sent here to run here
   imports_.push_back(Import{head.wire, h, head.returns, head.multi != 0});
@@ -184,6 +198,7 @@ bool Link::collect() {
     put_results(import);
     any = true;
   }
+  if (!hosting_.empty()) report_actors();
   for (size_t i = 0; i < fetch_waits_.size();) {
     if (!process_.sealed(fetch_waits_[i].h)) {
       ++i;
@@ -313,6 +328,7 @@ void Link::fail_task(Handle task, const std::string& error) {
   if (!ours(task)) return;
   Record& r = segment_.record(task);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  if (is_actor_class(r.cls) && !(w & kFlagCancel) && fail_call(r, task)) return;
   int32_t most = segment_.function(r.function).max_retries;
   process_.self().claim.store(task, std::memory_order_release);
   if (w & kFlagCancel)

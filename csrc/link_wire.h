@@ -19,11 +19,13 @@ namespace fastray {
 
 enum FrameKind : uint32_t {
   kFrameMessage = 1,  // for Python
-  kFrameTask = 2,     // TaskHead, refs (dependencies first), codec, buffers: run this
+  kFrameTask = 2,     // TaskHead, refs (dependencies first), codec, buffers: run this, or create this actor
   kFrameResult = 3,   // ResultHead, then a value, or a ref (kAway)
   kFrameRelease = 4,  // u64 handle, u64 count: so many refs to it are no longer held
   kFrameCancel = 5,   // u64 wire, u64 force
   kFrameFetch = 6,    // u64 handle, u64 tag: send its value when it is there
+  kFrameActor = 8,    // ActorHead: what became of an actor that was created there
+  kFrameActorStop = 9,  // u64 handle of its creation there, u64 Link::Stop
   kFrameValue = 7,    // u64 tag, u64 state, a value; the buffers follow by Flight when ValueHead::bulk
 };
 
@@ -39,9 +41,19 @@ struct TaskHead {
   uint16_t dependencies, references;
   uint8_t depth, multi;
   uint32_t buffers;
-  uint32_t pad;
+  uint32_t kind;   // kTask, kActor
+  uint64_t actor;  // of a call: handle of the actor's creation at the receiver; else 0
 };
-static_assert(sizeof(TaskHead) == 32);
+static_assert(sizeof(TaskHead) == 40);
+struct ActorHead {
+  uint64_t wire;    // handle of the creation where it was asked for
+  uint64_t remote;  // and where it runs
+  uint32_t state;   // ActorState
+  uint32_t end;     // ActorEnd
+  uint32_t restarts;
+  uint32_t cause;   // bytes of the constructor's error, which follow
+};
+static_assert(sizeof(ActorHead) == 32);
 struct RefHead {
   uint64_t node, handle;
   uint64_t bytes;

@@ -47,6 +47,8 @@ enum class Control : uint32_t {
   kRecorded = 6,    // worker in `slot`: the crashes it was forked with are written down
   kJobNumbers = 7,  // agent: the next drivers' jobs have the `slot` numbers from `handle` on
   kJobsChanged = 8, // to the agent: a job began or ended; there is no text
+  kActorEnded = 9,  // agent: the foreign actor whose creation record is `handle` is over; `force` is its ActorEnd
+  kJobOver = 10,    // agent: the job `slot`, of another node, is over
 };
 struct ControlMessage {
   uint32_t kind;
@@ -162,6 +164,7 @@ class LocalScheduler {
   };
   struct ActorSeen {
     bool wanted = false;     // stands in the line
+    bool told = false;       // the agent knows that it waits
     uint32_t failed_starts = 0;
     uint64_t heads = 0;
     std::string death;       // ActorDeath and texts, once it is dead
@@ -243,6 +246,10 @@ class LocalScheduler {
   uint32_t take_number();
   void add_numbers(const ControlMessage& m);
   void tell_agent();
+  void forward(const ControlMessage& m);
+  void wake_agent();
+  void end_foreign(const ControlMessage& m);
+  void end_foreign_job(uint32_t job);
 
   // local_scheduler_jobs.cpp
   uint32_t job_of_env(uint32_t env) const;

@@ -42,6 +42,11 @@ void LocalScheduler::look_at_actor(uint32_t a) {
         actor.end.compare_exchange_strong(none, kEndHandlesGone, std::memory_order_acq_rel);
         return bury(a, describe_death(a, crash));
       }
+      if (c.routed) {  // the agent says where; it clears the word when that is here
+        if (!seen.told) wake_agent();
+        seen.told = true;
+        return;
+      }
       if (seen.wanted) return;
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(c.demand[i]);
@@ -212,6 +217,7 @@ void LocalScheduler::bury(uint32_t a, const std::string& death) {
   Handle h = actor.creation.load(std::memory_order_acquire);
   process_.seal_creation(h, kFailed);
   stand_for_dead(a);
+  if (actor.flags.load(std::memory_order_acquire) & kActorForeign) wake_agent();
   // Log and checkpoint stay for replay() until the creation is freed, which its owner may do now.
   uint32_t owner = std::atomic_ref<uint16_t>(segment_.record(h).owner).load(std::memory_order_acquire);
   if (h == 0 || owner >= kProcsMax) return;
@@ -246,6 +252,7 @@ void LocalScheduler::kill_actor(const ControlMessage& m) {
   if (actor.creation.load(std::memory_order_acquire) != m.handle || !lives(state)) return;
   if (actors_.size() <= a) actors_.resize(a + 1);
   if (m.force) return end_actor(a, kEndKilled);
+  if (actor.flags.load(std::memory_order_acquire) & kActorForeign) return forward(m);
   uint32_t slot = actor.slot.load(std::memory_order_acquire);
   if (has_worker(state) && slot != 0 && workers_[slot].used && workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);
 }
@@ -259,6 +266,7 @@ void LocalScheduler::end_actor(uint32_t a, ActorEnd why) {
   actor.end.compare_exchange_strong(none, why, std::memory_order_acq_rel);
   uint32_t state = actor.state.load(std::memory_order_acquire);
   uint32_t slot = actor.slot.load(std::memory_order_acquire);
+  if (actor.flags.load(std::memory_order_acquire) & kActorForeign) slot = 0;  // buried here; the agent ends it there
   using death_policy::KillFate;
   KillFate fate = death_policy::fate_of_kill(has_worker(state) && slot != 0 && workers_[slot].used, true);
   if (fate == KillFate::kProcess && workers_[slot].pid > 0) kill(workers_[slot].pid, SIGKILL);  // else forked() does it

@@ -63,4 +63,46 @@ void LocalScheduler::tell_agent() {
     if (d.agent && !d.left) (void)send(d.control, &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+// ---- what runs on other nodes ---------------------------------------------------------------------------
+
+// What a driver or worker wants of a task or actor that the agent has sent away.
+void LocalScheduler::forward(const ControlMessage& m) {
+  for (const auto& [id, d] : drivers_)
+    if (d.agent && !d.left) (void)send(d.control, &m, sizeof m, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void LocalScheduler::wake_agent() {
+  uint32_t slot = segment_.header().agent_slot.load(std::memory_order_acquire);  // SYNC POINT: agent-slot
+  if (slot != 0) Process::wake_process(segment_, slot);
+}
+
+// Its node says that it ended, or is gone itself, and no restart is left.
+void LocalScheduler::end_foreign(const ControlMessage& m) {
+  if (index_of(m.handle) == 0 || index_of(m.handle) >= kRecordsMax) return;
+  const Record& r = segment_.record(m.handle);
+  if (r.kind != kActor || !is_actor_class(r.cls)) return;
+  uint32_t a = r.cls - kActorClass;
+  Actor& actor = segment_.actor(a);
+  uint32_t state = actor.state.load(std::memory_order_acquire);
+  bool lives = state >= kActorPending && state < kActorDead;
+  if (actor.creation.load(std::memory_order_acquire) != m.handle || !lives) return;
+  if (actors_.size() <= a) actors_.resize(a + 1);
+  uint32_t none = kEndNone;
+  actor.end.compare_exchange_strong(none, m.force, std::memory_order_acq_rel);
+  actor.slot.store(0, std::memory_order_release);
+  CrashInfo crash{0, 0, 0, "", static_cast<int>(a), false, ""};
+  bury(a, describe_death(a, crash));
+  rung_ = true;
+}
+
+// The driver was on another node; what it has here, the agent owns.
+void LocalScheduler::end_foreign_job(uint32_t job) {
+  if (job == 0 || is_over(job)) return;
+  for (const auto& [id, d] : drivers_)
+    if (d.job == job) return;
+  ended_jobs_.push_back(job);
+  reaper_->job_is_over(job);
+  drop_job(job);
+}
+
 }  // namespace fastray

@@ -73,6 +73,8 @@ void LocalScheduler::drop_job(uint32_t job) {
   std::vector<uint32_t> owners{process_.slot()};
   for (const auto& [id, d] : drivers_)
     if (d.job == job && d.left && !d.settled) owners.push_back(d.slot);
+  uint32_t agent = segment_.header().agent_slot.load(std::memory_order_acquire);
+  if (agent != 0) owners.push_back(agent);
   Reaper::Remains remains = reaper_->drop_job(job, owners);
   for (uint32_t slot : remains.running)
     if (slot < workers_.size() && workers_[slot].actor < 0) doom(slot);

@@ -274,6 +274,12 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
     case Control::kJobNumbers:
       if (from != nullptr && from->agent) add_numbers(m);
       return;
+    case Control::kActorEnded:
+      if (from != nullptr && from->agent) end_foreign(m);
+      return;
+    case Control::kJobOver:
+      if (from != nullptr && from->agent) end_foreign_job(m.slot);
+      return;
     case Control::kJobsChanged:
       return;
     case Control::kKillWorker:
@@ -285,6 +291,7 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
 
 // The pid cannot have been reused: only this loop takes the worker's exit status.
 void LocalScheduler::cancel(const ControlMessage& m) {
+  if (m.slot != 0 && m.slot == segment_.header().agent_slot.load(std::memory_order_acquire)) return forward(m);
   if (m.slot >= workers_.size() || !workers_[m.slot].used || workers_[m.slot].pid <= 0) return;
   if (index_of(m.handle) >= kRecordsMax) return;
   bool actor = workers_[m.slot].actor >= 0;  // it may run several: the worker looks which is cancelled

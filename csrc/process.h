@@ -147,6 +147,11 @@ class Process {
   void take_asked(std::vector<Handle>* asked);
   uint64_t waiting_in(uint32_t cls) const;
   bool put_back(Handle h, uint32_t cls);
+  // Calls of an actor, each caller's in their order; what runs again first.
+  size_t claim_calls(uint32_t cls, size_t n, std::vector<Handle>* claimed);
+  // The node of this actor of ours is gone. True: it is to start elsewhere.
+  bool lose_host(Handle creation);
+  std::string describe_lost(uint32_t a) const;
   Wake sleep_for_classes(const uint32_t* classes, size_t n, uint32_t seen, int64_t timeout_ns);
 
   // From the reaper: goes on with what a dead process was recovering.

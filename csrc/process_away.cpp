@@ -167,6 +167,53 @@ size_t Process::claim_many(uint32_t cls, size_t n, std::vector<Handle>* claimed)
   return taken;
 }
 
+size_t Process::claim_calls(uint32_t cls, size_t n, std::vector<Handle>* claimed) {
+  const Class& c = segment_.cls(cls);
+  size_t taken = 0;
+  auto take_from = [&](uint32_t slot) {
+    uint32_t q = c.queues[slot].load(std::memory_order_acquire);
+    if (q == 0) return;
+    for (Handle h; taken < n && (h = task_queue::claim(segment_, segment_.queue(q), slot_, *self_)) != 0; ++taken)
+      claimed->push_back(h);
+  };
+  take_from(slot_);  // what was in flight when a node went
+  take_from(0);
+  proc_set::find(c.producers, [&](uint32_t slot) {
+    if (slot != slot_ && slot != 0) take_from(slot);
+    return false;
+  });
+  self_->claim.store(0, std::memory_order_release);
+  return taken;
+}
+
+bool Process::lose_host(Handle creation) {
+  Record& r = segment_.record(creation);
+  if (word_gen(r.state.load(std::memory_order_acquire)) != gen_of(creation) || r.kind != kActor) return true;
+  Actor& actor = segment_.actor_of_class(r.cls);
+  uint32_t restarts = actor.restarts.load(std::memory_order_acquire);
+  bool again = !(actor.flags.load(std::memory_order_acquire) & kActorNoRestart) &&
+               (actor.max_restarts < 0 || restarts < static_cast<uint32_t>(actor.max_restarts));
+  if (!again) return false;
+  actor.restarts.store(restarts + 1, std::memory_order_release);
+  actor.slot.store(0, std::memory_order_release);
+  actor.state.store(kActorRestarting, std::memory_order_release);  // SYNC POINT: actor-entry
+  return true;
+}
+
+// An ActorDeath and its texts, for calls of an actor whose node is gone.
+std::string Process::describe_lost(uint32_t a) const {
+  const Actor& actor = segment_.actor(a);
+  ActorDeath d{};
+  d.id = segment_.record(actor.creation.load(std::memory_order_acquire)).id;
+  d.time_ns = os::wall_ns();
+  d.end = kEndNodeGone;
+  d.restarts = actor.restarts.load(std::memory_order_relaxed);
+  d.max_restarts = actor.max_restarts;
+  std::string texts[2] = {actor.class_name, actor.name};
+  for (size_t i = 0; i < 2; ++i) d.text_bytes[i] = static_cast<uint32_t>(texts[i].size());
+  return std::string(reinterpret_cast<const char*>(&d), sizeof d) + texts[0] + texts[1];
+}
+
 // What was asked for since the last call.
 void Process::take_asked(std::vector<Handle>* asked) {
   for (Queue* q : queues_of(kFetchClass)) {
@@ -234,7 +281,8 @@ Wake Process::sleep_for_classes(const uint32_t* classes, size_t n, uint32_t seen
   else
     os::membarrier_all();
   bool work = false;
-  for (size_t i = 0; i < n && !work; ++i) work = waiting_in(classes[i]) != 0;
+  for (size_t i = 0; i < n && !work; ++i)
+    work = is_actor_class(classes[i]) ? has_call(segment_.cls(classes[i]), false) : waiting_in(classes[i]) != 0;
   int result = work || self.exiting.load(std::memory_order_seq_cst) != 0 ? 0 : os::futex_wait(&self.futex, seen, timeout_ns);
   for (size_t i = 0; i < n; ++i) {
     proc_set::take(segment_.cls(classes[i]).sleeping, slot_);

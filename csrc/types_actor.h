@@ -20,6 +20,7 @@ enum ActorFlag : uint32_t {
   kActorOutOfOrder = 2,    // calls whose dependencies are not done let others pass
   kActorCheckpoints = 4,   // keeps a log of calls
   kActorNoRestart = 8,     // kill(no_restart=True) came
+  kActorForeign = 16,      // runs on another node: the node agent sends its calls there (link_actors.cpp)
 };
 // Why it is dead or restarting; the first that is set stays.
 enum ActorEnd : uint32_t {
@@ -32,6 +33,7 @@ enum ActorEnd : uint32_t {
   kEndStartFailed = 6,   // its process never came up
   kEndTimedOut = 7,      // a call ran longer than its limit
   kEndJobOver = 8,       // the driver that owned it (or its owner) ended
+  kEndNodeGone = 9,      // the node where it ran is gone
 };
 
 // One cache line that callers and the worker read, one that the worker writes, then what is rarely read.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastray.exceptions import ActorError, TaskError
 
 SIGKILL = 9
-CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER = range(1, 9)  # ActorEnd
+CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER, NODE_GONE = range(1, 10)  # ActorEnd
 _WHY = {
     CRASHED: "its process died",
     INIT_FAILED: "its constructor raised",
@@ -30,6 +30,7 @@ _WHY = {
     HANDLES_GONE: "no handle of it was left",
     START_FAILED: "its process could not be started",
     TIMED_OUT: "a call, or its constructor, ran longer than its timeout_s and its process was killed",
+    NODE_GONE: "the node where it ran is gone",
     JOB_OVER: "the driver that owned it ended (only lifetime=\"detached\" lives on)",
 }
 

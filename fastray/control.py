@@ -15,6 +15,7 @@ from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
+ACTOR_ENDED, JOB_OVER = 9, 10
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -61,6 +62,22 @@ def preload_message(modules: list[str]) -> bytes:
 def job_numbers_message(first: int, count: int) -> bytes:
     """From the agent: the next drivers' jobs have these numbers."""
     return _MESSAGE.pack(JOB_NUMBERS, count, first, 0, 0)
+
+
+def actor_ended_message(creation: int, end: int) -> bytes:
+    """From the agent: this actor, which ran on another node, is over."""
+    return _MESSAGE.pack(ACTOR_ENDED, 0, creation, end, 0)
+
+
+def job_over_message(job: int) -> bytes:
+    """From the agent: the driver of this job, on another node, is gone."""
+    return _MESSAGE.pack(JOB_OVER, job, 0, 0, 0)
+
+
+def read_forwarded(data: bytes) -> tuple[int, int, bool]:
+    """(CANCEL or KILL_ACTOR, handle, force) of what the node passes on to its agent."""
+    kind, _, handle, force, _ = _MESSAGE.unpack(data[: _MESSAGE.size])
+    return kind, handle, bool(force)
 
 
 def kill_worker_message(slot: int) -> bytes:

@@ -152,18 +152,19 @@ class Runtime:
             self._actors = ActorTables(self)
         return self._actors
 
-    def actor_needs(self, options: ActorOptions, name: str) -> tuple[dict[str, int], list[str], int]:
-        """(demand, names of the node's resources, runtime_env) of an actor with these options.
+    def actor_needs(self, options: ActorOptions, name: str) -> tuple[dict[str, int], list[str], int, int]:
+        """(demand, names of the node's resources, runtime_env, placement) of an actor with these options.
 
-        Raises ActorUnschedulableError when this node can never run it.
+        Raises ActorUnschedulableError when no node can ever run it.
         """
         demand = options.demand()
         problems = self._missing(demand, options)
-        if problems:
+        placement = self._placement(demand, options, bool(problems))
+        if problems and not placement:
             from fastray.exceptions import ActorUnschedulableError
 
             raise ActorUnschedulableError(_unschedulable(f"actor {name}", problems), actor_name=name)
-        return demand, list(self._totals), self._environment(options)
+        return demand, list(self._totals), self._environment(options), placement
 
     def export_class(
         self, data: bytes, references: list[ObjectRef[Any]], name: str, timeout_ms: int = 0

@@ -49,8 +49,9 @@ cdef int hash_name(str name_space, str name, uint64_t* to) except -1:
 
 
 def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t flags, int32_t max_restarts,
-                   uint32_t info, str class_name, str name, str name_space):
-    """An entry of the actor table, filled in; its index. `demand` in 1/10000 of a unit, by resource name.
+                   uint32_t info, str class_name, str name, str name_space, uint32_t placement=0, job=None):
+    """An entry of the actor table, filled in; its index. `demand` in 1/10000 of a unit, by resource name. With
+    `placement` (function-table index of pickled wishes) the node agent says where it runs; `job` is for the agent.
 
     Raises NameTaken with the index of the actor that has the name; TooManyTasksError when the table is full.
     """
@@ -66,7 +67,9 @@ def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t f
     for i in range(kResourcesMax):
         cls.demand[i] = wanted[i] if i < <uint32_t>len(wanted) else 0
     cls.runtime_env = runtime_env
-    cls.job = p.self().job
+    cls.job = p.self().job if job is None else job
+    cls.routed = placement != 0
+    cls.placement = placement
     cls.leases.store(1)
     actor.flags.store(flags)
     actor.slot.store(0)

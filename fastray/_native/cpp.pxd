@@ -41,7 +41,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     enum ActorState:
         kActorFree, kActorPending, kActorStarting, kActorAlive, kActorRestarting, kActorDead
     enum ActorFlag:
-        kActorDetached, kActorOutOfOrder, kActorCheckpoints, kActorNoRestart
+        kActorDetached, kActorOutOfOrder, kActorCheckpoints, kActorNoRestart, kActorForeign
     enum ActorEnd:
         kEndNone, kEndCrashed, kEndInitFailed, kEndKilled, kEndExited, kEndHandlesGone, kEndStartFailed, kEndTimedOut
     State state_of(uint64_t w)
@@ -460,6 +460,11 @@ cdef extern from "link.h" namespace "fastray" nogil:
     cdef cppclass Cancel "std::pair<fastray::Handle, uint64_t>":
         Handle first
         uint64_t second
+    cdef cppclass Ended "fastray::Link::Ended":
+        Handle creation
+        uint32_t end
+    cdef enum Stop "fastray::Link::Stop":
+        pass
     cdef cppclass Link:
         Link(Process* process, uint64_t self, uint64_t peer)
         size_t claim(uint32_t cls, size_t n)
@@ -467,6 +472,14 @@ cdef extern from "link.h" namespace "fastray" nogil:
         vector[uint32_t] unknown_functions()
         void describe(uint32_t function, const string& message)
         void send_staged()
+        cbool knows(uint32_t function)
+        void send_actor(Handle creation)
+        cbool hosts(Handle creation)
+        size_t claim_calls(uint32_t actor, size_t n)
+        void send_actor_stop(Handle creation, Stop how)
+        void prepare_actor(uint64_t wire, uint32_t actor)
+        vector[Ended] take_ended()
+        vector[Cancel] take_kills()
         size_t outstanding()
         void send_cancel(Handle task, cbool force)
         uint64_t bytes_there(Handle task)

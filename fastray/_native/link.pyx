@@ -10,11 +10,14 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from fastray._native.cpp cimport (
+    Actor,
     Bulk,
     Cancel,
     Class,
+    Stop,
     ErrorCode,
     Function,
+    Ended,
     Handle,
     Header,
     Link as CLink,
@@ -26,6 +29,11 @@ from fastray._native.cpp cimport (
     gen_of,
     index_of,
     is_sealed,
+    kActorClass,
+    kActorDead,
+    kActorForeign,
+    kActorPending,
+    kActorRestarting,
     kArgsInHeap,
     kEntryUsed,
     kErrorAgent,
@@ -40,6 +48,7 @@ from fastray._native.cpp cimport (
 from fastray._native.object_ref cimport session
 
 ROUTE_CLASS, FETCH_CLASS = kRouteClass, kFetchClass
+FINISH, KILL, RESTART = 0, 1, 2
 AGENT_ERROR = bytes([kErrorAgent])
 
 
@@ -93,6 +102,41 @@ def describe_function(uint32_t f):
     digest = (<uint64_t>entry.hash[0]).to_bytes(8, "little") + (<uint64_t>entry.hash[1]).to_bytes(8, "little")
     return ((<bytes>entry.name).decode("utf-8", "replace"), entry.cls, entry.flags, entry.max_retries, entry.returns,
             entry.max_calls, entry.timeout_ms, digest)
+
+
+def foreign_actors():
+    """(index, creation, state, ends, calls, placement) of each actor here that is the agent's to place or to serve:
+    `ends` when no handle is left, `calls` when one can be sent."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t a, state
+    cdef Actor* actor
+    cdef Class* cls
+    rows = []
+    for a in range(header.actors_used.load()):
+        cls = &session.process.segment().cls(kActorClass + a)
+        if not cls.routed:
+            continue
+        actor = &session.process.segment().actor(a)
+        state = actor.state.load()
+        if state < kActorPending or state > kActorDead:
+            continue
+        rows.append((a, actor.creation.load(), state, bool(actor.ending.load()),
+                     bool(session.process.has_call(cls[0], False)), cls.placement))
+    return rows
+
+
+def keep_actor_here(uint32_t a):
+    """It is placed on this node: a worker of its own will run it."""
+    cdef Class* cls = &session.process.segment().cls(kActorClass + a)
+    cls.routed = 0
+    session.process.ring_bell()
+
+
+def describe_actor(uint32_t a):
+    """(class name, flags, max_restarts, info, function of the class, class)"""
+    cdef Actor* actor = &session.process.segment().actor(a)
+    return ((<bytes>actor.class_name).decode("utf-8", "replace"), actor.flags.load() & ~<uint32_t>kActorForeign,
+            actor.max_restarts, actor.info, session.records[index_of(actor.creation.load())].function, kActorClass + a)
 
 
 def wake_word():
@@ -223,6 +267,45 @@ cdef class Link:
 
     def bytes_there(self, Handle task):
         return self.link.bytes_there(task)
+
+    def knows(self, uint32_t function):
+        return bool(self.link.knows(function))
+
+    # ---- actors -----------------------------------------------------------------------------------------
+
+    def send_actor(self, Handle creation):
+        """Creates this actor there; its class is known there, and a message has said what its entry holds."""
+        self.link.send_actor(creation)
+
+    def hosts(self, Handle creation):
+        return bool(self.link.hosts(creation))
+
+    def claim_calls(self, uint32_t actor, size_t n):
+        return self.link.claim_calls(actor, n)
+
+    def send_actor_stop(self, Handle creation, uint64_t how):
+        """FINISH: no handle is left; KILL; RESTART: its process is killed and may start again."""
+        self.link.send_actor_stop(creation, <Stop>how)
+
+    def prepare_actor(self, uint64_t wire, uint32_t actor):
+        """The creation that comes under this name fills this entry."""
+        self.link.prepare_actor(wire, actor)
+
+    def take_ended(self):
+        """[(creation, why)] of actors of ours that ended there."""
+        ended = []
+        cdef Ended e
+        for e in self.link.take_ended():
+            ended.append((e.creation, e.end))
+        return ended
+
+    def take_kills(self):
+        """[(creation here, KILL or RESTART)] of the peer's actors that are to be killed."""
+        kills = []
+        cdef Cancel c
+        for c in self.link.take_kills():
+            kills.append((c.first, c.second))
+        return kills
 
     # ---- running the peer's -------------------------------------------------------------------------
 

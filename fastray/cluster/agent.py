@@ -70,6 +70,7 @@ class Agent:
         self.nodes: dict[bytes, Node] = {}
         self._rows: dict[bytes, Node] = {}  # dead ones too
         self._loads: dict[bytes, Load] = {}
+        self.forwarded: Callable[[int, int, bool], None] | None = None  # (kind, handle, force) of a control message
         self._events = threading.RLock()  # held while callbacks run: they see one event after the other
         self._joined: list[Callable[[Node], None]] = []
         self._gone: list[Callable[[bytes, str], None]] = []
@@ -223,8 +224,12 @@ class Agent:
                 next_beat = min(next_beat, time.monotonic())
 
     def _node_said(self) -> bool:
-        """Reads what the node says: its table of jobs has changed. False when it is gone."""
-        return bool(os.read(self.node.control_fd, 4096))
+        """Reads what the node says: its table of jobs has changed, or something for `forwarded`. False when it is gone."""
+        data = os.read(self.node.control_fd, 4096)
+        kind, handle, force = control.read_forwarded(data) if data else (0, 0, False)
+        if self.forwarded is not None and kind in (control.CANCEL, control.KILL_ACTOR):
+            self.forwarded(kind, handle, force)
+        return bool(data)
 
     def _beat(self, now: float) -> None:
         if _is_stopped(self.node.pid):

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from fastray._native import link as native
+from fastray._native.actors import register_actor
 from fastray.runtime_env import JOB
 
 TYPE_CHECKING = False
@@ -40,6 +41,19 @@ class Definition(msgspec.Struct, array_like=True):
     returns: int
     max_calls: int
     timeout_ms: int
+    demand: dict[str, int]
+    environment: bytes
+    job: int
+
+
+class ActorDefinition(msgspec.Struct, array_like=True):
+    """What the entry of an actor holds that runs elsewhere; the creation itself follows, with the arguments."""
+
+    wire: int
+    class_name: str
+    flags: int
+    max_restarts: int
+    info: bytes  # pickled ActorInfo
     demand: dict[str, int]
     environment: bytes
     job: int
@@ -95,6 +109,26 @@ class Functions:
             given.timeout_ms, owner_job=given.job,
         )  # fmt: skip
         link.know(given.number, function, cls)
+
+    def describe_actor(self, actor: int, creation: int) -> ActorDefinition:
+        class_name, flags, max_restarts, info, _, cls = native.describe_actor(actor)
+        demand, environment, job = self.demand(cls)
+        blobs = self._attachment.function_blob
+        return ActorDefinition(
+            creation, class_name, flags, max_restarts, blobs(info), demand, blobs(environment) if environment else b"", job
+        )
+
+    def make_actor(self, link: Link, given: ActorDefinition) -> None:
+        """An entry for it; the creation that follows fills it."""
+        info = self._attachment.register_function(
+            given.info, _digest(given.info, b"(0, 0, 0, 0)"), given.class_name, 0, 0, 0, 0, 0, shared=True
+        )
+        environment = self._environment(given.environment, given.job)
+        actor = register_actor(
+            given.demand, list(self._attachment.resources()), environment, given.flags, given.max_restarts, info,
+            given.class_name, "", "", 0, given.job,
+        )  # fmt: skip
+        link.prepare_actor(given.wire, actor)
 
     def local_class(self, demand: dict[str, int], environment: int, job: int) -> int:
         return self._attachment.register_class(demand, environment, 0, job)

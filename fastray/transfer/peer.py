@@ -1,6 +1,6 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
-    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "flight": address of its Flight server
+    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition; "flight": address of its Flight server
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from fastray._native.link import Link
-from fastray.transfer.functions import Definition, Functions
+from fastray.transfer.functions import ActorDefinition, Definition, Functions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,10 +48,20 @@ class Peer:
     def send_staged(self) -> None:
         """What was claimed or staged goes out, behind the functions it needs."""
         for function in self.link.unknown_functions():
-            definition = self._functions.describe(self.link, function)
-            self.link.describe(function, msgspec.msgpack.encode(("function", definition)))
-            self._published(definition)
+            self._describe(function)
         self.link.send_staged()
+
+    def _describe(self, function: int) -> None:
+        definition = self._functions.describe(self.link, function)
+        self.link.describe(function, msgspec.msgpack.encode(("function", definition)))
+        self._published(definition)
+
+    def send_actor(self, actor: int, creation: int, function: int) -> None:
+        """The actor in this entry is created there."""
+        if not self.link.knows(function):
+            self._describe(function)
+        self.send_message("actor", self._functions.describe_actor(actor, creation))
+        self.link.send_actor(creation)
 
     def flush(self) -> None:
         batch = self.link.take_out()
@@ -70,6 +80,8 @@ class Peer:
         kind, content = msgspec.msgpack.decode(message, type=tuple[str, msgspec.Raw])
         if kind == "function":
             self._functions.make(self.link, msgspec.msgpack.decode(content, type=Definition))
+        elif kind == "actor":
+            self._functions.make_actor(self.link, msgspec.msgpack.decode(content, type=ActorDefinition))
         elif kind == "flight":
             self.flight_address = msgspec.msgpack.decode(content, type=str)
             self.flight.set()

@@ -15,13 +15,17 @@ of it, as the paper suggests (section 4.2.2) where one would be too slow. Called
 from __future__ import annotations
 
 import collections
+import os
 import threading
 import time
 import traceback
 
 from fastray._native import link as native
+from fastray.actor_errors import NODE_GONE, START_FAILED
+from fastray.control import CANCEL, KILL_ACTOR, actor_ended_message, cancel_message, kill_actor_message
 from fastray.exceptions import NodeDiedError, TaskUnschedulableError
 from fastray.gcs import auth, commands
+from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.labels import conditions
 from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer.bulk import Bulk
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
 BATCH_MAX = 2000  # tasks placed at a time
+PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
 
@@ -50,6 +55,7 @@ class Router:
         self._down: set[bytes] = set()  # to be called
         self._closed = False
         self._swept = 0.0
+        self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
         self._bulk = Bulk(agent.host, agent.token, self._bulk_done)
@@ -64,6 +70,7 @@ class Router:
         port = self._server.listen(self.agent.host, self._tls)
         self.agent.addresses["node"] = f"{self.agent.host}:{port}"
         native.join_cluster(self.number)
+        self.agent.forwarded = self._forwarded
         self.agent.on_node_joined(self._joined)
         self.agent.on_node_gone(self._gone)
         threading.Thread(target=self._run, name="fastray-router", daemon=True).start()
@@ -160,6 +167,8 @@ class Router:
                 return
             error = NodeDiedError(f"node {peer.node_id.hex()}, where the task ran, is gone: {reason}")
             peer.down(error_of(native.AGENT_ERROR, error))
+            for creation, why in peer.link.take_ended():
+                self._say(actor_ended_message(creation, why))
         native.wake()
 
     def _flight_ready(self, address: str) -> None:
@@ -190,6 +199,7 @@ class Router:
             classes.append(cls)
             if waiting:
                 self._place_class(cls, waiting, job, self._functions.wishes(placement), environment)
+        classes += self._look_at_actors()
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
             self._swept = time.monotonic()
@@ -204,6 +214,10 @@ class Router:
         peer.link.collect()
         for handle, force in peer.link.take_cancels():
             self._cancel(handle, force)
+        for creation, why in peer.link.take_ended():
+            self._say(actor_ended_message(creation, why))
+        for creation, how in peer.link.take_kills():
+            self._say(kill_actor_message(creation, how == native.KILL))
         for value in peer.link.take_bulk():
             self._bulk.fetch(peer, value)
         peer.flush()
@@ -214,13 +228,58 @@ class Router:
                 peer.flush()
 
     def _cancel(self, handle: int, force: bool) -> None:
-        import os
-
-        from fastray.control import cancel_message
-
         _, running, task = self.agent.attachment.cancel_handle(handle)
         if running >= 0:
-            os.write(self.agent.node.control_fd, cancel_message(running, task, force))
+            self._say(cancel_message(running, task, force))
+
+    def _forwarded(self, kind: int, handle: int, force: bool) -> None:
+        """What a process here wants of a task or actor that runs elsewhere."""
+        with self.lock:
+            for peer in self.peers.values():
+                if kind == CANCEL:
+                    peer.link.send_cancel(handle, force)
+                elif kind == KILL_ACTOR and peer.link.hosts(handle):
+                    peer.link.send_actor_stop(handle, native.RESTART)
+                peer.flush()
+
+    def _say(self, message: bytes) -> None:
+        os.write(self.agent.node.control_fd, message)
+
+    # ---- actors ---------------------------------------------------------------------------------------
+
+    def _look_at_actors(self) -> list[int]:
+        """Places those that wait, sends calls to those that run elsewhere; the classes of these."""
+        classes = []
+        for actor, creation, state, ends, calls, placement in native.foreign_actors():
+            host = next((peer for peer in self.peers.values() if peer.link.hosts(creation)), None)
+            if state in (PENDING, RESTARTING):
+                self._place_actor(actor, creation, placement)
+            elif state == DEAD:
+                if host is not None:
+                    host.link.send_actor_stop(creation, native.KILL)
+            elif host is not None:
+                classes.append(ACTOR_CLASS + actor)
+                if calls and host.link.claim_calls(actor, BATCH_MAX):
+                    host.send_staged()
+                elif ends and creation not in self._ending:
+                    self._ending.add(creation)
+                    host.link.send_actor_stop(creation, native.FINISH)
+            else:  # the agent before this one sent it away
+                self._say(actor_ended_message(creation, NODE_GONE))
+        return classes
+
+    def _place_actor(self, actor: int, creation: int, placement: int) -> None:
+        request = self._request(self._functions.wishes(placement))
+        with self.agent.lock:
+            outcome = self.agent.scheduler.submit(request)
+        if isinstance(outcome, Infeasible):
+            self._say(actor_ended_message(creation, START_FAILED))
+        elif isinstance(outcome, Placed) and outcome.node_id == self.agent.node_id:
+            native.keep_actor_here(actor)
+        elif isinstance(outcome, Placed):
+            peer = self.peers.get(number_of(outcome.node_id))
+            if peer is not None:
+                peer.send_actor(actor, creation, native.describe_actor(actor)[4])
 
     # ---- placing --------------------------------------------------------------------------------------
 

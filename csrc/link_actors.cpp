@@ -1,0 +1,143 @@
+// Actors that were created on one node and run on another. See link.h; the words are in types_actor.h.
+//
+//   foreign   kActorForeign: the actor's entry and queues are here, its process is on another node
+//   hosted    of our foreign actors, those that run at the peer
+//   hosting   actors of the peer's that run here: entries of our own table, owned by our agent
+//
+// A foreign actor is one to everybody here: calls go into its queues, in order, and the agent, which stands in its
+// entry as its worker, sends them. There they are calls of one caller, our agent. Its restarts are that node's business,
+// until the node is gone: then it starts elsewhere, if a restart is left.
+#include "link.h"
+
+namespace fastray {
+
+// ---- where it was created --------------------------------------------------------------------------------
+
+void Link::send_actor(Handle creation) {
+  Actor& actor = segment_.actor_of_class(segment_.record(creation).cls);
+  actor.slot.store(process_.slot(), std::memory_order_release);
+  actor.flags.fetch_or(kActorForeign, std::memory_order_acq_rel);
+  actor.state.store(kActorStarting, std::memory_order_release);  // SYNC POINT: actor-entry
+  hosted_.insert(creation);
+  put_task(creation);
+}
+
+Handle Link::actor_there(uint32_t cls) const {
+  auto it = held_.find(segment_.actor_of_class(cls).creation.load(std::memory_order_acquire));
+  return it == held_.end() ? 0 : it->second.remote;
+}
+
+size_t Link::claim_calls(uint32_t actor, size_t n) {
+  if (actor_there(kActorClass + actor) == 0) return 0;
+  return process_.claim_calls(kActorClass + actor, n, &staged_);
+}
+
+void Link::on_actor(Reader& in) {
+  ActorHead head = in.get<ActorHead>();
+  if (in.bad() || index_of(head.wire) >= kRecordsMax) return in.fail();
+  if (hosted_.count(head.wire) == 0) {  // it ended here meanwhile
+    writer_.begin(kFrameActorStop);
+    writer_.put(head.remote);
+    writer_.put(Stop::kKill);
+    return writer_.end();
+  }
+  Record& r = segment_.record(head.wire);
+  Actor& actor = segment_.actor_of_class(r.cls);
+  if (held_.count(head.wire) == 0) hold_remote(head.wire, head.remote, false);
+  actor.restarts.store(head.restarts, std::memory_order_release);
+  if (head.state == kActorAlive) {
+    process_.seal_creation(head.wire, kDone);
+    uint32_t starting = kActorStarting;
+    actor.state.compare_exchange_strong(starting, kActorAlive, std::memory_order_acq_rel);
+  } else if (head.state == kActorDead) {
+    hosted_.erase(head.wire);
+    const uint8_t* cause = in.bytes(head.cause);
+    if (cause != nullptr && head.cause != 0) keep_cause(r.cls - kActorClass, cause, head.cause);
+    ended_.push_back(Ended{head.wire, head.end});
+  }
+}
+
+void Link::keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes) {
+  Offset block = process_.allocator().allocate(bytes + 8, make_handle(0, kBlockActor | a));
+  if (block == 0) return;
+  memcpy(segment_.at<uint8_t>(block), &bytes, 8);
+  memcpy(segment_.at<uint8_t>(block) + 8, cause, bytes);
+  segment_.actor(a).cause.store(block, std::memory_order_release);
+}
+
+void Link::send_actor_stop(Handle creation, Stop how) {
+  auto it = held_.find(creation);
+  if (how == Stop::kKill) hosted_.erase(creation);  // else it says when it has finished
+  if (it == held_.end()) return;  // on_actor() does it when it is heard of
+  writer_.begin(kFrameActorStop);
+  writer_.put(it->second.remote);
+  writer_.put(how);
+  writer_.end();
+}
+
+// An actor's call that was in flight when its node went. False: it runs again, as a task would.
+bool Link::fail_call(Record& r, Handle task) {
+  Actor& actor = segment_.actor_of_class(r.cls);
+  bool restarts = actor.state.load(std::memory_order_acquire) == kActorRestarting;
+  int32_t most = segment_.function(r.function).max_retries;
+  if (restarts && (most < 0 || r.attempts < most)) return false;
+  std::string death = Process::for_call(process_.describe_lost(r.cls - kActorClass), true);
+  ErrorCode code = restarts ? kErrorActorUnavailable : kErrorActorDied;
+  process_.self().claim.store(task, std::memory_order_release);
+  (void)process_.seal(task, kFailed, process_.write_failure(r, task, code, death.data(), death.size()));
+  process_.self().claim.store(0, std::memory_order_release);
+  return true;
+}
+
+// ---- where it runs ---------------------------------------------------------------------------------------
+
+void Link::on_actor_created(Record* r, Handle h, uint64_t wire, uint64_t flags) {
+  uint32_t a = r->cls - kActorClass;
+  prepared_.erase(wire);
+  process_.publish_actor(a, r, h, flags);
+  exported_[h] = 1;  // our reference is the peer's
+  hosting_.push_back(Hosting{wire, h, a, 0, 0});
+  report_actors();
+}
+
+// Tells the peer what has changed of its actors here.
+void Link::report_actors() {
+  for (size_t i = 0; i < hosting_.size();) {
+    Hosting& hosting = hosting_[i];
+    const Actor& actor = segment_.actor(hosting.actor);
+    uint32_t state = actor.state.load(std::memory_order_acquire);  // SYNC POINT: actor-entry
+    if (actor.creation.load(std::memory_order_acquire) != hosting.local) state = kActorDead;
+    uint32_t restarts = actor.restarts.load(std::memory_order_acquire);
+    if (state != hosting.state || restarts != hosting.restarts) {
+      hosting.state = state;
+      hosting.restarts = restarts;
+      Offset block = state == kActorDead ? actor.cause.load(std::memory_order_acquire) : 0;
+      uint32_t bytes = block == 0 ? 0 : static_cast<uint32_t>(*segment_.at<uint64_t>(block));
+      writer_.begin(kFrameActor);
+      writer_.put(ActorHead{hosting.wire, hosting.local, state, actor.end.load(std::memory_order_acquire), restarts, bytes});
+      if (bytes != 0) writer_.bytes(segment_.at<uint8_t>(block) + 8, bytes);
+      writer_.end();
+    }
+    if (state != kActorDead) {
+      ++i;
+      continue;
+    }
+    hosting_[i] = hosting_.back();
+    hosting_.pop_back();
+  }
+}
+
+void Link::on_actor_stop(Reader& in) {
+  Handle h = in.get<uint64_t>();
+  uint64_t how = in.get<uint64_t>();
+  auto it = exported_.find(h);
+  if (in.bad() || it == exported_.end()) return;  // it ended by itself
+  if (how != static_cast<uint64_t>(Stop::kFinish)) {
+    kills_.emplace_back(h, how);
+    return;
+  }
+  exported_.erase(it);
+  process_.drop(h);  // no handle is left there: it finishes and ends
+}
+
+}  // namespace fastray
