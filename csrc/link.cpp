@@ -290,7 +290,7 @@ void Link::on_fetch(Reader& in) {
   Handle h = in.get<uint64_t>();
   uint64_t tag = in.get<uint64_t>();
   if (in.bad() || exported_.count(h) == 0) return in.fail();
-  if (process_.sealed(h)) return answer_fetch(h, tag);
+  if (process_.sealed(h) && !names_unknown(segment_.record(h))) return answer_fetch(h, tag);
   (void)process_.mark_awaited(&h, 1);  // asks, when it is away from here too
   fetch_waits_.push_back(FetchWait{h, tag});
 }

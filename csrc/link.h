@@ -80,6 +80,12 @@ class Link {
   // Actors of ours that ended there; and creations of the peer's that are to be killed here.
   std::vector<Ended> take_ended() { return std::move(ended_); }
   std::vector<std::pair<Handle, uint64_t>> take_kills() { return std::move(kills_); }  // and how
+  // Actors that something to be sent names and that the peer has not heard of: it is told (a message with
+  // export_ref), then the rest is sent.
+  std::vector<Handle> unknown_actors();
+  // An actor of the peer's, by such a reference: a foreign one in this entry, which is filled in. False: known already.
+  bool import_actor(const std::string& ref, uint32_t actor);
+  bool mirrors_actor(Handle creation) const;
   // ---- importer --------------------------------------------------------------------------------
   void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
   // Sends what has become done. True: something was.
@@ -152,6 +158,7 @@ class Link {
   void on_task(Reader& in);
   bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
   void refuse(uint64_t wire, ErrorCode code, const std::string& more);
+  bool results_name_unknown(const Import& import);
   void put_results(const Import& import);
   void put_result(uint64_t wire, uint32_t value, Handle h);
   void drop_import(const Import& import);
@@ -167,6 +174,8 @@ class Link {
   void on_actor(Reader& in);
   void on_actor_stop(Reader& in);
   Handle actor_there(uint32_t cls) const;
+  bool names_unknown(const Handle* handles, size_t n);
+  bool names_unknown(const Record& r);
   void keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes);
 
   Process& process_;
@@ -188,6 +197,7 @@ class Link {
   std::unordered_set<Handle> hosted_;   // creations of ours whose actor is there
   std::unordered_map<uint64_t, uint32_t> prepared_;
   std::vector<Hosting> hosting_;
+  std::vector<Handle> unknown_actors_;
   std::vector<Ended> ended_;
   std::vector<std::pair<Handle, uint64_t>> kills_;
 };

@@ -7,6 +7,8 @@
 // A foreign actor is one to everybody here: calls go into its queues, in order, and the agent, which stands in its
 // entry as its worker, sends them. There they are calls of one caller, our agent. Its restarts are that node's business,
 // until the node is gone: then it starts elsewhere, if a restart is left.
+#include <algorithm>
+
 #include "link.h"
 
 namespace fastray {
@@ -87,6 +89,70 @@ bool Link::fail_call(Record& r, Handle task) {
   (void)process_.seal(task, kFailed, process_.write_failure(r, task, code, death.data(), death.size()));
   process_.self().claim.store(0, std::memory_order_release);
   return true;
+}
+
+// ---- handles that travel ---------------------------------------------------------------------------------
+
+bool Link::names_unknown(const Handle* handles, size_t n) {
+  bool any = false;
+  for (size_t i = 0; i < n; ++i) {
+    Handle h = handles[i];
+    if (segment_.record(h).kind != kActor || exported_.count(h) != 0 || held_.count(h) != 0) continue;
+    unknown_actors_.push_back(h);
+    any = true;
+  }
+  return any;
+}
+
+// Of a value.
+bool Link::names_unknown(const Record& r) {
+  if (!(r.state.load(std::memory_order_acquire) & kFlagResultHeap)) return false;
+  PayloadView view = Process::view_payload(segment_, r.result_heap.offset);
+  return names_unknown(view.handles + view.header->dependencies, view.header->references);
+}
+
+std::vector<Handle> Link::unknown_actors() {
+  uint32_t deps, refs;
+  for (Handle h : staged_) {
+    const Handle* handles = Process::argument_handles(segment_, segment_.record(h), &deps, &refs);
+    (void)names_unknown(handles, deps + refs);
+  }
+  std::vector<Handle> unknown = std::move(unknown_actors_);
+  unknown_actors_.clear();
+  std::sort(unknown.begin(), unknown.end());
+  unknown.erase(std::unique(unknown.begin(), unknown.end()), unknown.end());
+  return unknown;
+}
+
+bool Link::import_actor(const std::string& ref, uint32_t a) {
+  Reader in(reinterpret_cast<const uint8_t*>(ref.data()), ref.size());
+  RefHead head = in.get<RefHead>();
+  if (in.bad() || head.node != peer_ || mirrors_.count(head.handle) != 0) return false;
+  Record* r = process_.allocate_record();
+  if (r == nullptr) return false;
+  Handle h = process_.handle_of(r);
+  r->id = process_.next_id();
+  r->function = 0;
+  r->cls = static_cast<uint16_t>(kActorClass + a);
+  r->parent = 0;
+  r->kind = kActor;
+  r->depth = 0;
+  r->ret = 1;
+  r->args_bytes = r->dependencies = r->references = r->attempts = 0;
+  Actor& actor = segment_.actor(a);
+  actor.flags.fetch_or(kActorForeign, std::memory_order_relaxed);
+  actor.slot.store(process_.slot(), std::memory_order_relaxed);
+  process_.publish_actor(a, r, h, 0);
+  process_.seal_creation(h, kDone);
+  actor.state.store(kActorAlive, std::memory_order_release);  // SYNC POINT: actor-entry
+  mirrors_[head.handle] = h;
+  hold_remote(h, head.handle, true);
+  hosted_.insert(h);
+  return true;
+}
+
+bool Link::mirrors_actor(Handle creation) const {
+  return hosted_.count(creation) != 0 && segment_.record(creation).function == 0;
 }
 
 // ---- where it runs ---------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ bool Link::collect() {
     uint64_t w = segment_.record(import.local).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     if (state_of(w) == kLost) process_.recover(import.local);
     bool there = is_sealed(w) || state_of(w) == kAway || word_gen(w) != gen_of(import.local);
-    if (!there) {
+    if (!there || results_name_unknown(import)) {
       imports_.push_back(import);
       continue;
     }
@@ -200,15 +200,25 @@ bool Link::collect() {
   }
   if (!hosting_.empty()) report_actors();
   for (size_t i = 0; i < fetch_waits_.size();) {
-    if (!process_.sealed(fetch_waits_[i].h)) {
+    Handle h = fetch_waits_[i].h;
+    if (!process_.sealed(h) || names_unknown(segment_.record(h))) {
       ++i;
       continue;
     }
-    answer_fetch(fetch_waits_[i].h, fetch_waits_[i].tag);
+    answer_fetch(h, fetch_waits_[i].tag);
     fetch_waits_[i] = fetch_waits_.back();
     fetch_waits_.pop_back();
     any = true;
   }
+  return any;
+}
+
+bool Link::results_name_unknown(const Import& import) {
+  const Record& r = segment_.record(import.local);
+  if (!import.multi) return names_unknown(r);
+  const Handle* promises = Process::promise_handles(segment_, r);
+  bool any = false;
+  for (uint32_t i = 0; i < import.returns; ++i) any = names_unknown(segment_.record(promises[i])) || any;
   return any;
 }
 

@@ -90,7 +90,7 @@ class ActorMethod(TaskFunction):
         return f"ActorMethod({self._info.name}.{self.__name__})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_method, (self._ref, self._index, self.__name__, self._options)
+        return _rebuild_method, (self._ref, self.__name__, self._options)
 
     def options(self, **given: object) -> ActorMethod:
         """The same method with other options. Raises InvalidOptionError, OptionTypeError as `@method` does."""
@@ -133,8 +133,8 @@ class ActorMethod(TaskFunction):
         self._pending.append(_runtime.current_runtime().attachment.handle_of(ref))
 
 
-def _rebuild_method(ref: ObjectRef[Any], index: int, name: str, options: MethodOptions) -> ActorMethod:
-    return ActorMethod(_rebuild(ref, index), name, options)
+def _rebuild_method(ref: ObjectRef[Any], name: str, options: MethodOptions) -> ActorMethod:
+    return ActorMethod(_rebuild(ref), name, options)
 
 
 # ---- handles -------------------------------------------------------------------------------------------
@@ -186,13 +186,16 @@ class ActorHandle:
         return hash(self._fastray_ref)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self._fastray_ref, self._fastray_index)
+        return _rebuild, (self._fastray_ref,)
 
     def __class_getitem__(cls, item: object) -> type[ActorHandle]:
         return cls
 
 
-def _rebuild(ref: ObjectRef[Any], index: int) -> ActorHandle:
+def _rebuild(ref: ObjectRef[Any], index: int | None = None) -> ActorHandle:
+    """`index`: of its info in the function table, which is another on each node."""
+    if index is None:
+        index = _native.info_of(ref)
     return ActorHandle(ref, index, _runtime.current_runtime().actors.info(index))
 
 

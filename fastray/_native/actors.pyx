@@ -158,6 +158,11 @@ def actor_index(ObjectRef creation):
     return session.records[index_of(creation.handle)].cls - kActorClass
 
 
+def info_of(ObjectRef creation):
+    """Function-table index of what a handle of this actor needs to know. Raises StaleReferenceError."""
+    return session.process.segment().actor(actor_index(creation)).info
+
+
 def actor_id(ObjectRef creation):
     """The id of its creation record."""
     check_ref(creation)

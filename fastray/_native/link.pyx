@@ -132,6 +132,11 @@ def keep_actor_here(uint32_t a):
     session.process.ring_bell()
 
 
+def actor_of(Handle creation):
+    """Index of the actor whose creation record this is."""
+    return session.records[index_of(creation)].cls - kActorClass
+
+
 def describe_actor(uint32_t a):
     """(class name, flags, max_restarts, info, function of the class, class)"""
     cdef Actor* actor = &session.process.segment().actor(a)
@@ -290,6 +295,18 @@ cdef class Link:
     def prepare_actor(self, uint64_t wire, uint32_t actor):
         """The creation that comes under this name fills this entry."""
         self.link.prepare_actor(wire, actor)
+
+    def unknown_actors(self):
+        """Creations of the actors that what waits to be sent names, and that the peer does not know."""
+        return list(self.link.unknown_actors())
+
+    def import_actor(self, bytes ref, uint32_t actor):
+        """An actor of the peer's gets this entry here; False when it has one already."""
+        return bool(self.link.import_actor(ref, actor))
+
+    def mirrors_actor(self, Handle creation):
+        """Whether it is the peer's own, and here only because of a handle."""
+        return bool(self.link.mirrors_actor(creation))
 
     def take_ended(self):
         """[(creation, why)] of actors of ours that ended there."""

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from fastray._native import link as native
-from fastray._native.actors import register_actor
+from fastray._native.actors import register_actor, release_actor
 from fastray.runtime_env import JOB
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastray._native.object_ref import ObjectRef
     from fastray._native.session import Attachment
 
+NO_PLACEMENT = 0xFFFFFFFF  # of an entry that stands for another node's actor
 FLAG_ENVIRONMENT = 4  # kBlobIsRuntimeEnv
 
 
@@ -118,17 +119,25 @@ class Functions:
             creation, class_name, flags, max_restarts, blobs(info), demand, blobs(environment) if environment else b"", job
         )
 
+    def make_handle(self, link: Link, reference: bytes, given: ActorDefinition) -> None:
+        """An entry for an actor of the other node, that a handle names here."""
+        actor = self._entry(given, NO_PLACEMENT)
+        if not link.import_actor(reference, actor):
+            release_actor(actor)
+
     def make_actor(self, link: Link, given: ActorDefinition) -> None:
         """An entry for it; the creation that follows fills it."""
+        link.prepare_actor(given.wire, self._entry(given, 0))
+
+    def _entry(self, given: ActorDefinition, placement: int) -> int:
         info = self._attachment.register_function(
             given.info, _digest(given.info, b"(0, 0, 0, 0)"), given.class_name, 0, 0, 0, 0, 0, shared=True
         )
         environment = self._environment(given.environment, given.job)
-        actor = register_actor(
+        return register_actor(
             given.demand, list(self._attachment.resources()), environment, given.flags, given.max_restarts, info,
-            given.class_name, "", "", 0, given.job,
+            given.class_name, "", "", placement, given.job,
         )  # fmt: skip
-        link.prepare_actor(given.wire, actor)
 
     def local_class(self, demand: dict[str, int], environment: int, job: int) -> int:
         return self._attachment.register_class(demand, environment, 0, job)

@@ -1,6 +1,7 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
-    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition; "flight": address of its Flight server
+    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition; "handle":
+              a reference and an ActorDefinition; "flight": address of its Flight server
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """
@@ -12,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from fastray._native import link as native
 from fastray._native.link import Link
+from fastray.actor import OUT_OF_ORDER
 from fastray.transfer.functions import ActorDefinition, Definition, Functions
 
 TYPE_CHECKING = False
@@ -49,7 +52,17 @@ class Peer:
         """What was claimed or staged goes out, behind the functions it needs."""
         for function in self.link.unknown_functions():
             self._describe(function)
+        self.introduce_actors()
         self.link.send_staged()
+
+    def introduce_actors(self) -> bool:
+        """The peer gets to know the actors that what waits here names; whether there were any."""
+        unknown = self.link.unknown_actors()
+        for creation in unknown:
+            definition = self._functions.describe_actor(native.actor_of(creation), creation)
+            definition.flags, definition.max_restarts = definition.flags & OUT_OF_ORDER, 0
+            self.send_message("handle", (self.link.export_ref(creation), definition))
+        return bool(unknown)
 
     def _describe(self, function: int) -> None:
         definition = self._functions.describe(self.link, function)
@@ -82,6 +95,9 @@ class Peer:
             self._functions.make(self.link, msgspec.msgpack.decode(content, type=Definition))
         elif kind == "actor":
             self._functions.make_actor(self.link, msgspec.msgpack.decode(content, type=ActorDefinition))
+        elif kind == "handle":
+            reference, definition = msgspec.msgpack.decode(content, type=tuple[bytes, ActorDefinition])
+            self._functions.make_handle(self.link, reference, definition)
         elif kind == "flight":
             self.flight_address = msgspec.msgpack.decode(content, type=str)
             self.flight.set()

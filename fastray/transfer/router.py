@@ -21,7 +21,7 @@ import time
 import traceback
 
 from fastray._native import link as native
-from fastray.actor_errors import NODE_GONE, START_FAILED
+from fastray.actor_errors import HANDLES_GONE, NODE_GONE, START_FAILED
 from fastray.control import CANCEL, KILL_ACTOR, actor_ended_message, cancel_message, kill_actor_message
 from fastray.exceptions import NodeDiedError, TaskUnschedulableError
 from fastray.gcs import auth, commands
@@ -212,6 +212,8 @@ class Router:
     def _after(self, peer: Peer) -> None:
         """What has come of what happened: results, cancellations, buffers to fetch; then all of it goes out."""
         peer.link.collect()
+        if peer.introduce_actors():
+            peer.link.collect()
         for handle, force in peer.link.take_cancels():
             self._cancel(handle, force)
         for creation, why in peer.link.take_ended():
@@ -261,6 +263,8 @@ class Router:
                 classes.append(ACTOR_CLASS + actor)
                 if calls and host.link.claim_calls(actor, BATCH_MAX):
                     host.send_staged()
+                elif ends and host.link.mirrors_actor(creation):
+                    self._say(actor_ended_message(creation, HANDLES_GONE))
                 elif ends and creation not in self._ending:
                     self._ending.add(creation)
                     host.link.send_actor_stop(creation, native.FINISH)
