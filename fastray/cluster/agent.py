@@ -33,7 +33,7 @@ from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
 from fastray.exceptions import AuthenticationError, FastrayError, GcsUnavailableError, NodeFencedError
 from fastray.gcs import auth, commands
 from fastray.gcs.client import GcsClient
-from fastray.gcs.records import ALIVE, Load, Node
+from fastray.gcs.records import ALIVE, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
 
 TYPE_CHECKING = False
@@ -70,6 +70,7 @@ class Agent:
         self.nodes: dict[bytes, Node] = {}
         self._rows: dict[bytes, Node] = {}  # dead ones too
         self._loads: dict[bytes, Load] = {}
+        self._job_table: dict[bytes, Job] = {}
         self._events = threading.RLock()  # held while callbacks run: they see one event after the other
         self._joined: list[Callable[[Node], None]] = []
         self._gone: list[Callable[[bytes, str], None]] = []
@@ -84,10 +85,8 @@ class Agent:
     def join(self) -> None:
         """Registers the node. Raises what the store's client raises."""
         self._save_token()
-        self.gcs.stay_connected()
         self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
-        self.gcs.subscribe("node", self._node_changed)
-        self.gcs.subscribe("load", self._load_changed)
+        self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
 
     def _own_row(self) -> Node:
@@ -164,6 +163,13 @@ class Agent:
                 self._loads[node_id] = row
                 self._apply_load(node_id)
 
+    def _job_changed(self, key: bytes, row: Any) -> None:
+        with self.lock:
+            if row is None:
+                self._job_table.pop(key, None)
+            else:
+                self._job_table[key] = row
+
     def _apply_load(self, node_id: bytes) -> None:
         node, load = self.nodes.get(node_id), self._loads.get(node_id)
         if node is not None and load is not None and load.epoch == node.epoch:
@@ -187,7 +193,8 @@ class Agent:
         ]  # fmt: skip
 
     def _job_rows(self) -> list[dict[str, Any]]:
-        rows = self.gcs.read("job")
+        with self.lock:
+            rows = list(self._job_table.values())
         names = ("job_id", "namespace", "entrypoint", "state", "started_at", "ended_at", "reason", "metadata")
         return [{**{name: getattr(row, name) for name in names}, "node_id": row.node.hex()} for row in rows]
 
@@ -198,7 +205,8 @@ class Agent:
         os.eventfd_write(self._wake, 1)
 
     def run(self, channel: socket.socket) -> str:
-        """Beats until the daemon closes `channel` (the answer is ""), or the cluster has fenced this node: why."""
+        """Beats until the daemon says something on `channel` or dies ("" is returned), or the cluster has fenced this
+        node: why."""
         poll = select.poll()
         for fd in (channel.fileno(), self.node.control_fd, self._wake):
             poll.register(fd, select.POLLIN)
@@ -261,7 +269,7 @@ def main() -> None:
     """The agent's program. Does not return."""
     channel = socket.socket(fileno=CHANNEL_FD)
     channel.set_inheritable(False)
-    settings = _read_settings(channel)
+    settings = _read_message(channel)
     if settings is None:
         os._exit(0)
     agent = None
@@ -277,19 +285,21 @@ def main() -> None:
     fenced = agent.run(channel)
     if fenced:
         _say(channel, {"fenced": fenced})
-    agent.close(goodbye=not fenced)
+    last = _read_message(channel)  # the daemon ends the node's workers before; nothing when it was killed
+    agent.close(goodbye=bool(last and last["leave"]))
     os._exit(0)
 
 
-def _read_settings(channel: socket.socket) -> dict[str, Any] | None:
+def _read_message(channel: socket.socket) -> dict[str, Any] | None:
+    """What the daemon says next; None when it has closed the channel: it is dead."""
     data = b""
     while not data.endswith(b"\n"):
         part = channel.recv(MESSAGE_BYTES_MAX)
         if not part:
             return None
         data += part
-    settings: dict[str, Any] = json.loads(data)
-    return settings
+    message: dict[str, Any] = json.loads(data)
+    return message
 
 
 def _say(channel: socket.socket, message: dict[str, Any]) -> None:

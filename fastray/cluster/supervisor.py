@@ -276,7 +276,7 @@ class Supervisor:
     def stop(self) -> None:
         """The agent says goodbye, then the servers end, who stands by first: else it would take over."""
         if self._agent.channel.fileno() >= 0:
-            self._agent.channel.shutdown(socket.SHUT_WR)
+            self._agent.send({"leave": not self.rejoin})
             self._agent.end(0)
         for server in sorted(self._servers, key=lambda server: server is self._serving):
             server.end(signal.SIGTERM if server is self._serving else signal.SIGKILL)
