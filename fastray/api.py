@@ -71,10 +71,11 @@ def init(address: str | None = None, **options: Any) -> Context:
 
 
 def _context(runtime: Runtime) -> Context:
+    info = getattr(runtime.node, "info", None)  # of a daemon's
     return Context(
         node_id=runtime.node_id(),
         address=runtime.address(),
-        node_ip_address="127.0.0.1",
+        node_ip_address=str(info().get("host")) if info else "127.0.0.1",
         session_name=f"session_{runtime.attachment.session_id:016x}",
         job_id=runtime.job_id(),
         namespace=runtime.namespace,

@@ -32,7 +32,7 @@ from fastray.cluster.load import Differences, QueueMeter, free_resources
 from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
 from fastray.exceptions import AuthenticationError, FastrayError, GcsUnavailableError, NodeFencedError
 from fastray.gcs import auth, commands
-from fastray.gcs.client import GcsClient
+from fastray.gcs.client import WINDOW_S, GcsClient
 from fastray.gcs.records import ALIVE, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
 
@@ -58,7 +58,7 @@ class Agent:
         self.path: str = settings["path"]
         self.host: str = settings["host"]
         self.token = find_token(settings["gcs"], self.path)
-        self.gcs = GcsClient(settings["gcs"], self.token, tls=auth.load_tls())
+        self.gcs = GcsClient(settings["gcs"], self.token, window_s=settings["wait_s"], tls=auth.load_tls())
         self.node = AttachedNode(self.path, role=control.AS_AGENT)
         self.bell_fd = self.node.bell_fd
         self.attachment = Attachment(self.node.segment_fd, node_state.DRIVER, self.node.slot, self.bell_fd)
@@ -77,6 +77,7 @@ class Agent:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._differences = Differences()
         self._meter = QueueMeter()
+        self._jobs_changed = False
         self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
         self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
 
@@ -88,6 +89,7 @@ class Agent:
         self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
         self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
+        self.gcs.window_s = WINDOW_S
 
     def _own_row(self) -> Node:
         labels: dict[str, str] = self.settings["labels"] or {}
@@ -217,7 +219,9 @@ class Agent:
                 next_beat = max(next_beat + BEAT_S, now)
                 try:
                     self._beat(now)
-                    self._jobs.look(self.attachment.jobs())
+                    if self._jobs_changed:
+                        self._jobs.look(self.attachment.jobs())
+                        self._jobs_changed = False
                 except GcsUnavailableError:
                     pass  # the node goes on without it; the next beat tells it all
                 except (NodeFencedError, AuthenticationError) as error:
@@ -232,6 +236,7 @@ class Agent:
 
     def _node_said(self) -> bool:
         """Reads what the node says: its table of jobs has changed. False when it is gone."""
+        self._jobs_changed = True
         return bool(os.read(self.node.control_fd, 4096))
 
     def _beat(self, now: float) -> None:

@@ -297,18 +297,27 @@ def test_where_no_head_answers_the_start_fails(tmp_path, monkeypatch):
 
 
 def test_only_a_token_opens_other_addresses_than_loopback(tmp_path, monkeypatch):
+    with pytest.raises(daemon.StartError, match="cannot reach"):
+        Daemon(tmp_path, host="0.0.0.0")
+    try:
+        host = launch.own_address(None, "192.0.2.1:1")
+    except OSError:
+        pytest.skip("this machine has no other address")
     monkeypatch.setenv("FASTRAY_AUTH_MODE", "disabled")
     with pytest.raises(daemon.StartError, match="without a token"):
-        Daemon(tmp_path, host="0.0.0.0")
+        Daemon(tmp_path, host=host)
     assert left(tmp_path) == []
     monkeypatch.delenv("FASTRAY_AUTH_MODE")
-    made = Nodes(tmp_path, host="0.0.0.0")
+    made = Nodes(tmp_path, host=host)
     try:
-        address = f"127.0.0.1:{made.head.info['port']}"
+        assert made.address == f"{host}:{made.head.info['port']}"
         with pytest.raises(AuthenticationError):
-            GcsClient(address, "w" * 32)
+            GcsClient(made.address, "w" * 32)
         node = made.join()
         assert sees(node, *made.all)
+        assert row_of(made.head, node)["info"]["pid"] == str(node.pid)
+        with fastray.init(address=node.path):
+            assert fastray.cluster_resources()[f"node:{host}"] == 2
     finally:
         made.stop()
 
