@@ -173,9 +173,16 @@ class Cluster:
         return [*([self.head_node] if self.head_node else []), *self.worker_nodes]
 
     def wait_for_nodes(self, timeout: float = 30) -> None:
-        """Returns when every node sees exactly the nodes of this cluster alive. Raises TimeoutError."""
+        """Returns when every node sees exactly the nodes of this cluster alive. Raises TimeoutError when one is missing,
+        or died without `remove_node`.
+        """
         nodes = self.list_all_nodes()
-        self._wait(lambda: all(seen == {node.node_id for node in nodes} for seen in self._views()), timeout)
+
+        def complete() -> bool:
+            ids = {node.node_id for node in nodes if node.alive}
+            return len(ids) == len(nodes) and all(seen == ids for seen in self._views())
+
+        self._wait(complete, timeout)
 
     def remaining_processes_alive(self) -> bool:
         """Whether the nodes that were not removed all live."""

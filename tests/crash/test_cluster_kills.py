@@ -143,7 +143,7 @@ def test_a_silent_node_is_declared_dead_and_begins_anew(pair, what):
     (new,) = alive(head) - ids(head)
     assert new != old["node_id"]
     assert (rows(head)[new]["info"]["pid"], rows(head)[new]["info"]["path"]) == (str(node.pid), node.path)
-    assert sessions.read_info(node.path)["node_id"] == new
+    assert eventually(lambda: sessions.read_info(node.path).get("node_id") == new)
     assert works(node)
     assert rows(head)[old["node_id"]]["state"] == "DEAD"
 

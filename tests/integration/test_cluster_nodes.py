@@ -55,7 +55,8 @@ def test_a_node_that_joins_is_seen_by_all_with_what_it_has(cluster, joined):
         assert (row["resources"]["CPU"], row["resources"]["disk"]) == (3, 2)
         assert row["labels"]["zone"] == "b"
         assert row["labels"]["ray.io/node-id"] == joined.info["node_id"]
-        assert (row["info"]["pid"], row["info"]["head"], row["address"]) == (str(joined.pid), "", "127.0.0.1")
+        assert (row["info"]["pid"], row["info"]["head"]) == (str(joined.pid), "")
+        assert row["address"].partition(":")[0] == "127.0.0.1"
         assert row["is_self"] == (node is joined)
         assert row_of(node, cluster.head)["info"]["head"] == "1"
     assert row_of(joined, joined)["epoch"] > row_of(joined, cluster.head)["epoch"]
