@@ -173,7 +173,7 @@ class Cluster:
         return [*([self.head_node] if self.head_node else []), *self.worker_nodes]
 
     def wait_for_nodes(self, timeout: float = 30) -> None:
-        """Returns when every node sees exactly the nodes of this cluster alive. Raises TimeoutError when one is missing,
+        """Returns when every node sees exactly the nodes of this cluster alive. Raises TimeoutError when one is missing
         or died without `remove_node`.
         """
         nodes = self.list_all_nodes()

@@ -197,6 +197,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     paths = list(sessions.directories(base))
     if arguments.port is not None:
         paths = [path for path in paths if sessions.read_info(path).get("port") == arguments.port]
+    paths.sort(key=lambda path: bool(sessions.read_info(path).get("head")))  # last: the others say goodbye to it
     stopped = failed = stale = 0
     for path in paths:
         try:
