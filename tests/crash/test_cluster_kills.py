@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 
 import pytest
 
@@ -20,6 +21,7 @@ from waiting import eventually, free_port
 
 import fastray
 from fastray import sessions
+from fastray.cluster.jobs import BLOCK
 from fastray.exceptions import LocalRayletDiedError
 from fastray.util import state
 
@@ -109,6 +111,35 @@ def test_a_killed_daemon_is_seen_dead_by_its_closed_connection(pair):
     assert row["reason"] == "its connection closed"
     assert sessions.remove_stale(node.path)
     assert works(head)
+
+
+def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_path):
+    """Shorter than it takes to be given up: the store is stopped, not its clients."""
+    made = Daemon(tmp_path)
+    servers = made.helpers("fastray.gcs")
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    attached = []
+
+    def attach_again():
+        for _ in range(BLOCK + 1):
+            with fastray.init(address=made.path):
+                attached.append(fastray.get_runtime_context().get_job_id())
+
+    try:
+        with fastray.init(address=made.path):
+            attached.append(fastray.get_runtime_context().get_job_id())
+            assert fastray.get(fastray.remote(square).remote(3), timeout=GET_S) == 9
+            assert [row["NodeID"] for row in fastray.nodes()] == [made.info["node_id"]]  # the agent knows
+        attaching = threading.Thread(target=attach_again)
+        attaching.start()
+        assert eventually(lambda: len(attached) == BLOCK)
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+    attaching.join(GET_S)
+    assert len(set(attached)) == BLOCK + 2
+    made.stop()
 
 
 def tree(node):
