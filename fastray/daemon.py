@@ -147,9 +147,13 @@ def _claim(settings: dict[str, Any]) -> tuple[str, int]:
     port, unique = settings["port"], ""
     if settings["address"]:
         port = int(settings["address"].rpartition(":")[2])
+    base = sessions.runtime_dir(settings["temp_dir"])
     if settings["address"] or not port:
         unique = os.urandom(4).hex()
-    return sessions.claim(sessions.runtime_dir(settings["temp_dir"]), port, unique)
+        for path in sessions.directories(base):
+            if os.path.basename(path).startswith(f"session-{port}-"):
+                sessions.remove_stale(path)  # of a node that was killed: nobody takes its name again
+    return sessions.claim(base, port, unique)
 
 
 def _answer(starter: socket.socket, answer: dict[str, object]) -> None:

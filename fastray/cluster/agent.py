@@ -79,7 +79,7 @@ class Agent:
         self._meter = QueueMeter()
         self._jobs_changed = False
         self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
-        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
+        self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
 
@@ -90,6 +90,7 @@ class Agent:
         self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
         self.gcs.window_s = WINDOW_S
+        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
 
     def _own_row(self) -> Node:
         labels: dict[str, str] = self.settings["labels"] or {}
@@ -109,11 +110,13 @@ class Agent:
 
     def _save_token(self) -> None:
         """For commands and drivers of this node, whichever way it was found."""
+        if not self.token:
+            return
         name = os.path.join(self.path, sessions.TOKEN)
-        if self.token and not os.path.exists(name):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(self.token + "\n")
+        fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(self.token + "\n")
+        os.rename(f"{name}.new", name)
 
     def _give_numbers(self, first: int, count: int) -> None:
         os.write(self.node.control_fd, control.job_numbers_message(first, count))
@@ -253,8 +256,9 @@ class Agent:
 
     def close(self, *, goodbye: bool = True) -> None:
         """Leaves the cluster: with a goodbye, which others see at once."""
-        self._inquiries.shutdown(socket.SHUT_RDWR)
-        self._inquiries.close()
+        if self._inquiries is not None:
+            self._inquiries.shutdown(socket.SHUT_RDWR)
+            self._inquiries.close()
         self.gcs.close(goodbye=goodbye)
 
 

@@ -202,14 +202,10 @@ class Supervisor:
                 self._server_said(server)
             elif fd == server.pidfd:
                 self._server_died(server)
-        agent = self._agent
-        if fd == agent.channel.fileno():
-            said = agent.lines()
-            if said is None:
-                self._unwatch(fd)
-            for line in said or ():
-                self._agent_said(json.loads(line))
-        elif fd == agent.pidfd:
+        if fd == self._agent.channel.fileno():
+            self._listen_to_agent()
+        elif fd == self._agent.pidfd:
+            self._listen_to_agent()
             self._agent_died()
 
     def _unwatch(self, fd: int) -> None:
@@ -244,6 +240,13 @@ class Supervisor:
         server = self._server(standby=True, pause_s=pause_s)
         self._servers.append(server)
         self._watch(server)
+
+    def _listen_to_agent(self) -> None:
+        said = self._agent.lines()
+        if said is None:
+            self._unwatch(self._agent.channel.fileno())
+        for line in said or ():
+            self._agent_said(json.loads(line))
 
     def _agent_said(self, message: dict[str, Any]) -> None:
         assert self._loop is not None

@@ -179,6 +179,35 @@ def test_a_silent_node_is_declared_dead_and_begins_anew(pair, what):
     assert rows(head)[old["node_id"]]["state"] == "DEAD"
 
 
+def test_a_head_that_is_declared_dead_begins_anew_with_its_cluster(pair):
+    """Its store's servers start again, too: the other node is none the worse."""
+    head, node = pair.all
+    before = epochs(node)[node.info["node_id"]]
+    (agent,) = head.helpers("node agent")
+    os.kill(agent, signal.SIGSTOP)
+    assert sees(node, node)
+    os.kill(agent, signal.SIGCONT)
+    assert eventually(lambda: len(alive(node)) == 2)
+    (new,) = alive(node) - ids(node)
+    assert new != head.info["node_id"]
+    assert rows(node)[new]["info"]["head"] == "1"
+    assert epochs(node)[node.info["node_id"]] == before
+    assert eventually(lambda: sessions.read_info(head.path).get("gcs") == pair.address)
+    third = pair.join()
+    assert eventually(lambda: len(alive(third)) == 3)
+    assert works(head)
+
+
+def test_what_a_killed_node_left_goes_with_the_next_one(pair):
+    _, node = pair.all
+    node.kill()
+    pair.all.remove(node)
+    assert os.path.exists(node.path)
+    again = pair.join()
+    assert not os.path.exists(node.path)
+    assert works(again)
+
+
 def test_a_head_that_is_started_again_has_its_nodes_back(pair):
     head, node = pair.all
     before = epochs(node)[node.info["node_id"]]
