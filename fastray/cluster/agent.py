@@ -30,7 +30,14 @@ from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, free_resources
 from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
-from fastray.exceptions import AuthenticationError, FastrayError, GcsUnavailableError, NodeFencedError
+from fastray.exceptions import (
+    AuthenticationError,
+    FastrayError,
+    GcsRequestError,
+    GcsUnavailableError,
+    NodeFencedError,
+    VersionMismatchError,
+)
 from fastray.gcs import auth, commands
 from fastray.gcs.client import WINDOW_S, GcsClient
 from fastray.gcs.records import ALIVE, Job, Load, Node
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BEAT_S = 0.1
+REFUSALS = (GcsRequestError, AuthenticationError, VersionMismatchError)  # the store is there, but not for this node
 NODE_LABEL = "ray.io/node-id"  # as Ray has it
 
 
@@ -59,6 +67,8 @@ class Agent:
         self.host: str = settings["host"]
         self.token = find_token(settings["gcs"], self.path)
         self.gcs = GcsClient(settings["gcs"], self.token, window_s=settings["wait_s"], tls=auth.load_tls())
+        if settings.get("cluster", self.gcs.cluster) != self.gcs.cluster:
+            raise NodeFencedError(f"the store at {self.gcs.address} is not the one that this node joined")
         self.node = AttachedNode(self.path, role=control.AS_AGENT)
         self.bell_fd = self.node.bell_fd
         self.attachment = Attachment(self.node.segment_fd, node_state.DRIVER, self.node.slot, self.bell_fd)
@@ -227,7 +237,7 @@ class Agent:
                         self._jobs_changed = False
                 except GcsUnavailableError:
                     pass  # the node goes on without it; the next beat tells it all
-                except (NodeFencedError, AuthenticationError) as error:
+                except REFUSALS as error:
                     return str(error)
             ready = {fd for fd, _ in poll.poll(max(0.0, 1000 * (next_beat - time.monotonic())))}
             if channel.fileno() in ready or (self.node.control_fd in ready and not self._node_said()):
@@ -288,9 +298,10 @@ def main() -> None:
             importlib.import_module("fastray.transfer").start(agent)
         agent.join()
     except (FastrayError, OSError) as error:
-        _say(channel, {"failed": str(error)})
+        _say(channel, {"failed": str(error), "refused": isinstance(error, REFUSALS)})
         os._exit(1)
-    _say(channel, {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]})
+    joined = {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]}
+    _say(channel, {**joined, "cluster": agent.gcs.cluster})
     fenced = agent.run(channel)
     if fenced:
         _say(channel, {"fenced": fenced})

@@ -252,14 +252,15 @@ class Supervisor:
         assert self._loop is not None
         if "joined" in message and not self._joined:
             self._joined = True
+            self._node["cluster"] = message["cluster"]  # the next agent joins no other
             self._on_joined(message)
             if self._is_head and self._is_followed:
                 self._add_server()
         elif "failed" in message and not self._joined:
             self._on_joined(message)
             self._loop.end()
-        elif "fenced" in message:
-            _log(f"this node begins anew: {message['fenced']}")
+        elif "fenced" in message or message.get("refused"):  # by a store that knows nothing of this node's jobs
+            _log(f"this node begins anew: {message.get('fenced') or message['failed']}")
             self.rejoin = True
             self._loop.end()
 

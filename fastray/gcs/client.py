@@ -84,6 +84,7 @@ class GcsClient:
 
     def _hello(self) -> None:
         welcome = msgspec.msgpack.decode(self._invoke("Hello", b""), type=wire.Welcome)
+        self.cluster = welcome.cluster
         if welcome.python != wire.python_version():
             warnings.warn(
                 f"this is Python {wire.python_version()}, the cluster's store runs {welcome.python}", stacklevel=4

@@ -243,6 +243,27 @@ def test_a_head_that_begins_from_nothing_makes_its_nodes_begin_anew(tmp_path):
         made.stop()
 
 
+def test_an_agent_that_finds_another_store_makes_its_node_begin_anew(tmp_path):
+    """It is registered there, and its jobs have numbers that this store has not given."""
+    made = Nodes(tmp_path, port=free_port(), store="memory:")
+    node = made.join()
+    try:
+        with fastray.init(address=node.path):
+            stuck = fastray.remote(lambda: signal.pause()).remote()
+            (agent,) = node.helpers("node agent")
+            os.kill(agent, signal.SIGSTOP)
+            made.head.kill()
+            made.head = made.all[0] = Daemon(tmp_path, port=made.head.info["port"], store="memory:")
+            kill_and_wait(agent)
+            with pytest.raises(LocalRayletDiedError):
+                fastray.get(stuck, timeout=GET_S)
+        assert eventually(lambda: len(alive(made.head)) == 2)
+        assert eventually(lambda: sessions.read_info(node.path).get("node_id") in alive(made.head))
+        assert works(node)
+    finally:
+        made.stop()
+
+
 def test_the_head_ends_when_its_store_in_memory_dies(tmp_path):
     made = Daemon(tmp_path, store="memory:")
     assert len(made.helpers()) == 2  # nobody stands by

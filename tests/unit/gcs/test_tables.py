@@ -94,6 +94,15 @@ def test_load_travels_as_deltas_and_is_asked_for_anew_when_one_is_missing(world)
     assert "load" not in {name for name, _ in world.rows}
 
 
+def test_a_store_keeps_its_id(world):
+    assert world.state.cluster == ""
+    world.state.begin("first")
+    world._persist(world.state.begin("second"))
+    assert world.state.cluster == "first"
+    world.restart()
+    assert world.state.cluster == "first"
+
+
 def test_numbers_of_jobs_are_reserved_once_also_over_a_restart(world):
     assert world.say(c.JobsReserve(64)) == 1
     assert world.say(c.JobStart("ns", "x", b"n", job_id=3)) == 3
