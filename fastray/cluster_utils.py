@@ -17,6 +17,7 @@ from fastray import daemon, runtime, sessions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from fastray.api import Context
@@ -86,6 +87,7 @@ class Cluster:
         self.head_node: ClusterNode | None = None
         self.worker_nodes: set[ClusterNode] = set()
         self._shutdown_at_exit = shutdown_at_exit
+        self._pid = os.getpid()
         if head_node_args and not initialize_head:
             raise ValueError("Cluster(head_node_args=...) goes with initialize_head=True")
         if connect and not initialize_head:
@@ -198,7 +200,7 @@ class Cluster:
             if node.alive
         ]
 
-    def _wait(self, condition: Any, timeout: float) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
@@ -209,7 +211,9 @@ class Cluster:
             time.sleep(LOOK_EVERY_S)
 
     def shutdown(self) -> None:
-        """Ends all nodes, the head last, and this process's session when it is a driver of one."""
+        """Ends all nodes, the head last, and this process's session when it is a driver of one. Does nothing in a fork."""
+        if os.getpid() != self._pid:
+            return
         atexit.unregister(self.shutdown)
         paths = {node.session_path for node in self.list_all_nodes()}
         if runtime.is_running() and runtime.current_runtime().session_path in paths:

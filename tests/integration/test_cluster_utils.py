@@ -130,6 +130,18 @@ def test_wrong_arguments_are_named(cluster):
     cluster.wait_for_nodes()
 
 
+def test_a_fork_that_exits_ends_no_node(cluster):
+    child = os.fork()
+    if child == 0:
+        try:
+            cluster.shutdown()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert cluster.remaining_processes_alive()
+    cluster.wait_for_nodes()
+
+
 PROGRAM = """
 import os, signal
 from fastray.cluster_utils import Cluster
