@@ -211,7 +211,7 @@ class Cluster:
             time.sleep(LOOK_EVERY_S)
 
     def shutdown(self) -> None:
-        """Ends all nodes, the head last, and this process's session when it is a driver of one. Does nothing in a fork."""
+        """Ends all nodes, the head last, and this process's session when it is a driver of one; in a fork, nothing."""
         if os.getpid() != self._pid:
             return
         atexit.unregister(self.shutdown)
