@@ -71,10 +71,11 @@ def init(address: str | None = None, **options: Any) -> Context:
 
 
 def _context(runtime: Runtime) -> Context:
+    info = getattr(runtime.node, "info", None)  # of a daemon's
     return Context(
         node_id=runtime.node_id(),
         address=runtime.address(),
-        node_ip_address="127.0.0.1",
+        node_ip_address=str(info().get("host")) if info else "127.0.0.1",
         session_name=f"session_{runtime.attachment.session_id:016x}",
         job_id=runtime.job_id(),
         namespace=runtime.namespace,
@@ -189,21 +190,42 @@ def replay(ref: ObjectRef[Any] | ObjectRefGenerator, *, pdb: bool = False, from_
 
 
 def cluster_resources() -> dict[str, float]:
-    """Total resources of the session by name; bytes for memory."""
+    """Total resources of the session, of all nodes of a cluster, by name; bytes for memory.
+
+    Raises GcsUnavailableError when the node's agent does not answer.
+    """
     _runtime.ensure_attached()
-    return total_resources(_runtime.current_runtime().attachment)
+    runtime = _runtime.current_runtime()
+    if runtime.session_path:
+        from fastray.cluster import members
+
+        return members.total_resources(runtime.session_path)
+    return total_resources(runtime.attachment)
 
 
 def available_resources() -> dict[str, float]:
     """Resources that no running task holds, by name; names that are used up are left out, as in Ray."""
     _runtime.ensure_attached()
-    return free_resources(_runtime.current_runtime().attachment)
+    runtime = _runtime.current_runtime()
+    if runtime.session_path:
+        from fastray.cluster import members
+
+        return members.available_resources(runtime.session_path, runtime.attachment)
+    return free_resources(runtime.attachment)
 
 
 def nodes() -> list[dict[str, Any]]:
-    """One dictionary per node of the session."""
-    resources = cluster_resources()
+    """One dictionary per node of the session, in a cluster those that have died too; the keys are Ray's.
+
+    Raises GcsUnavailableError when the node's agent does not answer.
+    """
+    _runtime.ensure_attached()
     runtime = _runtime.current_runtime()
+    if runtime.session_path:
+        from fastray.cluster import members
+
+        return members.nodes(runtime.session_path)
+    resources = total_resources(runtime.attachment)
     return [
         {
             "NodeID": runtime.node_id(),

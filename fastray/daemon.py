@@ -25,8 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fastray._native.node import LocalScheduler
+
 STARTER_FD = 3
-READY_WAIT_S = 30.0
+READY_WAIT_S = 60.0
+JOIN_WAIT_S, REJOIN_WAIT_S = 10.0, 60.0  # for a store that does not answer
 LINE_BYTES_MAX = 1 << 16
 LAST_WORDS_MAX = 2000
 CLOSED_MAX = os.sysconf("SC_OPEN_MAX")
@@ -54,7 +57,7 @@ def launch(settings: dict[str, Any]) -> dict[str, Any]:
     for a head), host (address of this node; None: loopback, or the one that leads to the head), store (None: a file in
     the session directory). Raises StartError.
     """
-    settings = {**dict.fromkeys(("address", "host", "store")), **settings}
+    settings = {**dict.fromkeys(("address", "host", "store")), **settings, "starter": os.getpid()}
     ours, theirs = socket.socketpair()
     with ours:
         pid = _spawn(theirs)
@@ -64,6 +67,8 @@ def launch(settings: dict[str, Any]) -> dict[str, Any]:
         try:
             answer = json.loads(_read_line(ours) or b"{}")
         except (OSError, ValueError) as error:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
             raise StartError(f"the daemon (pid {pid}) did not start: {error}") from None
     if "ready" not in answer:
         os.waitpid(pid, 0)
@@ -142,49 +147,81 @@ def _claim(settings: dict[str, Any]) -> tuple[str, int]:
     port, unique = settings["port"], ""
     if settings["address"]:
         port = int(settings["address"].rpartition(":")[2])
+    base = sessions.runtime_dir(settings["temp_dir"])
     if settings["address"] or not port:
         unique = os.urandom(4).hex()
-    return sessions.claim(sessions.runtime_dir(settings["temp_dir"]), port, unique)
+        for path in sessions.directories(base):
+            if os.path.basename(path).startswith(f"session-{port}-"):
+                sessions.remove_stale(path)  # of a node that was killed: nobody takes its name again
+    return sessions.claim(base, port, unique)
 
 
-def _answer(starter: socket.socket, answer: dict[str, object]) -> bool:
-    """False when the starter is gone, or has its answer already."""
+def _answer(starter: socket.socket, answer: dict[str, object]) -> None:
     with starter:
         try:
             starter.sendall(json.dumps(answer).encode() + b"\n")
         except OSError:
-            return False
-    return True
+            pass  # it is gone, or has its answer already
 
 
 def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socket) -> None:
     """Makes the node, joins the cluster, says that it is ready, and runs the node to its end."""
-    from fastray._native.node import LocalScheduler, die_with_parent
-    from fastray._native.session import create_segment, session_of
     from fastray.cluster.launch import own_address
     from fastray.cluster.supervisor import ChildError, Supervisor
     from fastray.node import serve, settle
-    from fastray.runtime import node_resources
 
-    if settings["with_starter"]:
-        die_with_parent(signal.SIGTERM)
+    starter_fd = os.pidfd_open(settings["starter"]) if settings["with_starter"] else -1
+    if starter_fd >= 0 and os.getppid() != settings["starter"]:
+        raise ProcessLookupError("who started this daemon, and is to end it, is gone")
     _to_log(path)
     settle({"cwd": "/"})
-    host = settings["host"] or own_address(settings["address"])
-    told = {"path": path, "host": host, "labels": settings["labels"], "head": not settings["address"]}
-    info: dict[str, Any] = {"pid": os.getpid(), "path": path, "head": not settings["address"]}
+    host = own_address(settings["host"], settings["address"])
+    head = not settings["address"]
+    wait_s = REJOIN_WAIT_S if "lock" in settings else JOIN_WAIT_S
+    told = {"path": path, "host": host, "labels": settings["labels"], "head": head, "wait_s": wait_s}
+    info: dict[str, Any] = {
+        "pid": os.getpid(), "path": path, "head": head, "host": host, "labels": settings["labels"] or {},
+        "prefix": sys.prefix, "python": ".".join(map(str, sys.version_info[:3])),
+    }  # fmt: skip
 
     def joined(answer: dict[str, Any]) -> None:
         if "failed" in answer:
-            _answer(starter, {"error": f"the node cannot join the cluster at {supervisor.address}: {answer['failed']}"})
+            why = f"the node cannot join the cluster at {supervisor.address}: {answer['failed']}{_last_words(path)}"
+            _answer(starter, {"error": why})
             return
         info.update(gcs=answer["gcs"], node_id=answer["node_id"], port=int(answer["gcs"].rpartition(":")[2]))
         _write_info(path, info)
-        heard = _answer(starter, {"ready": info})
-        if settings["with_starter"] and not heard and "lock" not in settings:
+        _answer(starter, {"ready": info})
+
+    def readable(fd: int) -> None:
+        if fd == starter_fd:
             loop.end()
+        else:
+            supervisor.on_readable(fd)
 
     supervisor = Supervisor(path, settings, told, joined)
+    try:
+        loop, session = _make_node(path, settings, host)
+        info.update(session=session, started=time.time())
+        supervisor.serve()
+        supervisor.watch(loop)
+        if starter_fd >= 0:
+            loop.watch(starter_fd)
+        serve(loop, on_readable=readable)
+    except ChildError as error:
+        raise StartError(f"{error}{_last_words(path)}") from None
+    finally:
+        supervisor.stop()
+    if supervisor.rejoin:
+        _begin_anew(path, lock, {**settings, "port": supervisor.port})
+
+
+def _make_node(path: str, settings: dict[str, Any], host: str) -> tuple[LocalScheduler, str]:
+    """A segment, a socket for drivers, and the loop over them; the name of its session."""
+    from fastray._native.node import LocalScheduler
+    from fastray._native.session import create_segment, session_of
+    from fastray.runtime import node_resources
+
     totals, cpus, store_bytes = node_resources(settings)
     totals[f"node:{host}"] = totals.pop("node:127.0.0.1")
     if not settings["address"]:
@@ -196,24 +233,8 @@ def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socke
         listener.bind(name)
     listener.listen(128)
     listener.setblocking(False)
-    loop = LocalScheduler(segment_fd, bell_fd, -1, -1, listener.fileno(), True)
-    info.update(
-        session=f"session_{session_of(segment_fd):016x}",
-        labels=settings["labels"] or {},
-        prefix=sys.prefix,
-        python=".".join(map(str, sys.version_info[:3])),
-        started=time.time(),
-    )
-    try:
-        supervisor.serve()
-        supervisor.watch(loop)
-        serve(loop, on_readable=supervisor.on_readable)
-    except ChildError as error:
-        raise StartError(f"{error}{_last_words(path)}") from None
-    finally:
-        supervisor.stop()
-    if supervisor.rejoin:
-        _begin_anew(path, lock, {**settings, "port": supervisor.port})
+    loop = LocalScheduler(segment_fd, bell_fd, -1, -1, listener.detach(), True)
+    return loop, f"session_{session_of(segment_fd):016x}"
 
 
 def _begin_anew(path: str, lock: int, settings: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
     start          a daemon (daemon.py), the head of a cluster or a node that joins one; returns when it has joined,
                    with --block when it ends
     stop           ends the daemons of this user in one runtime directory, and everything they started
-    status, list   what a daemon's node does; looks at its shared memory as an observer
+    status, list   what a daemon's node does, as an observer of its shared memory; what its agent knows of the cluster
 
 Exit codes: 0; 1 when it did not work or nothing runs (said on stderr); 2 for wrong arguments. Called by cli.py.
 """
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastray._native.session import Attachment
+    from fastray.attach import AttachedNode
 
 COMMANDS = ("start", "stop", "status", "list")
 GRACE_S = 10.0  # for a daemon to end by itself
@@ -196,6 +197,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     paths = list(sessions.directories(base))
     if arguments.port is not None:
         paths = [path for path in paths if sessions.read_info(path).get("port") == arguments.port]
+    paths.sort(key=lambda path: bool(sessions.read_info(path).get("head")))  # last: the others say goodbye to it
     stopped = failed = stale = 0
     for path in paths:
         try:
@@ -282,12 +284,16 @@ def _descendants(pid: int) -> list[int]:
 def _look(arguments: argparse.Namespace) -> int:
     from fastray import attach, node_state
     from fastray._native.session import Attachment
+    from fastray.cluster import members
 
     node = attach.AttachedNode(attach.find(arguments.address), observer=True)
     try:
         attachment = Attachment(node.segment_fd, node_state.DRIVER, node.slot, node.bell_fd)
         if arguments.command == "status":
-            _show_status(attachment, node.info(), arguments.json)
+            _show_status(_status(attachment, node), arguments.json)
+        elif arguments.table in ("nodes", "jobs"):
+            table = members.node_table if arguments.table == "nodes" else members.job_table
+            _show_table(table(node.path, attachment), arguments.json)
         else:
             _show_table(getattr(node_state, arguments.table)(attachment), arguments.json)
         attachment.detach()
@@ -298,25 +304,40 @@ def _look(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_status(attachment: Attachment, info: dict[str, object], as_json: bool) -> None:
+def _status(attachment: Attachment, node: AttachedNode) -> dict[str, Any]:
+    """As `node_state.status`, with the nodes alive and the drivers of the whole cluster, this node first."""
     from fastray import node_state
+    from fastray.cluster import members
 
-    status = node_state.status(attachment, info)
+    info = node.info()
+    here = node_state.node_id_of(attachment)
+    rows = [row for row in members.node_table(node.path, attachment) if row["state"] == "ALIVE"]
+    return {
+        **node_state.status(attachment, info),
+        "gcs": info.get("gcs"),
+        "nodes": sorted(rows, key=lambda row: row["node_id"] != here),
+        "drivers": [row for row in members.job_table(node.path, attachment) if row["status"] == "RUNNING"],
+    }
+
+
+def _show_status(status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(status))
         return
-    node = status["nodes"][0]
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - (status["uptime_s"] or 0)))
     print(f"{status['session']}, pid {status['pid']}, since {since}, in {status['path']}")
-    print(f"\nNode {node['node_id'][:16]} (alive): used of total")
-    for name, total in node["resources_total"].items():
-        used = total - node["resources_available"].get(name, 0)
-        print(f"  {_amount(name, used):>12} of {_amount(name, total):<12} {name}")
-    print(f"\n{status['workers']} workers, {status['running_tasks']} of them run a task")
+    print(f"Cluster at {status['gcs']}: {len(status['nodes'])} nodes alive")
+    for node in status["nodes"]:
+        head = ", the head" if node["is_head_node"] else ""
+        print(f"\nNode {node['node_id'][:16]} at {node['node_ip']}, pid {node['pid']}{head}: used of total")
+        for name, total in node["resources_total"].items():
+            used = total - node["resources_available"].get(name, 0)
+            print(f"  {_amount(name, used):>12} of {_amount(name, total):<12} {name}")
+    print(f"\nOn this node {status['workers']} workers, {status['running_tasks']} of them run a task")
     print(f"{len(status['drivers'])} drivers attached")
     for row in status["drivers"]:
         print(f"  job {row['job_id']}  pid {row['pid']}  namespace {row['namespace']}  {row['entrypoint']}")
-    print(f"{len(status['actors'])} actors")
+    print(f"{len(status['actors'])} actors on this node")
     for row in status["actors"]:
         named = f"  {row['name']!r} in {row['ray_namespace']}" if row["name"] else ""
         detached = "  detached" if row["is_detached"] else ""

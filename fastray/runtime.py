@@ -245,6 +245,12 @@ class Runtime:
         given = job.get("labels") if job else self.options.labels if self.options else None
         return given if isinstance(given, dict) else {}
 
+    @property
+    def session_path(self) -> str:
+        """The session directory of the daemon whose node this is; "" of a private node."""
+        job = self._job_environment.job() if self._job_environment else {}
+        return str(getattr(self.node, "path", "") or job.get("session", ""))
+
     def address(self) -> str:
         """Where other drivers attach; "local" for a private node."""
         return str(getattr(self.node, "address", "local"))
@@ -422,6 +428,7 @@ def _attach(address: str, options: InitOptions) -> Runtime:
             "namespace": options.namespace or "",
             "record_failures": options.record_failures or "",
             "labels": node.info().get("labels"),
+            "session": path,
         }
     )
     node.preload(to_preload())

@@ -30,10 +30,17 @@ from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, free_resources
 from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
-from fastray.exceptions import AuthenticationError, FastrayError, GcsUnavailableError, NodeFencedError
+from fastray.exceptions import (
+    AuthenticationError,
+    FastrayError,
+    GcsRequestError,
+    GcsUnavailableError,
+    NodeFencedError,
+    VersionMismatchError,
+)
 from fastray.gcs import auth, commands
-from fastray.gcs.client import GcsClient
-from fastray.gcs.records import ALIVE, Load, Node
+from fastray.gcs.client import WINDOW_S, GcsClient
+from fastray.gcs.records import ALIVE, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
 
 TYPE_CHECKING = False
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BEAT_S = 0.1
+REFUSALS = (GcsRequestError, AuthenticationError, VersionMismatchError)  # the store is there, but not for this node
 NODE_LABEL = "ray.io/node-id"  # as Ray has it
 
 
@@ -58,7 +66,9 @@ class Agent:
         self.path: str = settings["path"]
         self.host: str = settings["host"]
         self.token = find_token(settings["gcs"], self.path)
-        self.gcs = GcsClient(settings["gcs"], self.token, tls=auth.load_tls())
+        self.gcs = GcsClient(settings["gcs"], self.token, window_s=settings["wait_s"], tls=auth.load_tls())
+        if settings.get("cluster", self.gcs.cluster) != self.gcs.cluster:
+            raise NodeFencedError(f"the store at {self.gcs.address} is not the one that this node joined")
         self.node = AttachedNode(self.path, role=control.AS_AGENT)
         self.bell_fd = self.node.bell_fd
         self.attachment = Attachment(self.node.segment_fd, node_state.DRIVER, self.node.slot, self.bell_fd)
@@ -71,25 +81,27 @@ class Agent:
         self._rows: dict[bytes, Node] = {}  # dead ones too
         self._loads: dict[bytes, Load] = {}
         self.forwarded: Callable[[int, int, bool], None] | None = None  # (kind, handle, force) of a control message
+        self._job_table: dict[bytes, Job] = {}
         self._events = threading.RLock()  # held while callbacks run: they see one event after the other
         self._joined: list[Callable[[Node], None]] = []
         self._gone: list[Callable[[bytes, str], None]] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._differences = Differences()
         self._meter = QueueMeter()
+        self._jobs_changed = False
         self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
-        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
+        self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
 
     def join(self) -> None:
         """Registers the node. Raises what the store's client raises."""
         self._save_token()
-        self.gcs.stay_connected()
         self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
-        self.gcs.subscribe("node", self._node_changed)
-        self.gcs.subscribe("load", self._load_changed)
+        self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
+        self.gcs.window_s = WINDOW_S
+        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
 
     def _own_row(self) -> Node:
         labels: dict[str, str] = self.settings["labels"] or {}
@@ -109,11 +121,13 @@ class Agent:
 
     def _save_token(self) -> None:
         """For commands and drivers of this node, whichever way it was found."""
+        if not self.token:
+            return
         name = os.path.join(self.path, sessions.TOKEN)
-        if self.token and not os.path.exists(name):
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(self.token + "\n")
+        fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(self.token + "\n")
+        os.rename(f"{name}.new", name)
 
     def _give_numbers(self, first: int, count: int) -> None:
         os.write(self.node.control_fd, control.job_numbers_message(first, count))
@@ -165,6 +179,13 @@ class Agent:
                 self._loads[node_id] = row
                 self._apply_load(node_id)
 
+    def _job_changed(self, key: bytes, row: Any) -> None:
+        with self.lock:
+            if row is None:
+                self._job_table.pop(key, None)
+            else:
+                self._job_table[key] = row
+
     def _apply_load(self, node_id: bytes) -> None:
         node, load = self.nodes.get(node_id), self._loads.get(node_id)
         if node is not None and load is not None and load.epoch == node.epoch:
@@ -188,7 +209,8 @@ class Agent:
         ]  # fmt: skip
 
     def _job_rows(self) -> list[dict[str, Any]]:
-        rows = self.gcs.read("job")
+        with self.lock:
+            rows = list(self._job_table.values())
         names = ("job_id", "namespace", "entrypoint", "state", "started_at", "ended_at", "reason", "metadata")
         return [{**{name: getattr(row, name) for name in names}, "node_id": row.node.hex()} for row in rows]
 
@@ -199,7 +221,8 @@ class Agent:
         os.eventfd_write(self._wake, 1)
 
     def run(self, channel: socket.socket) -> str:
-        """Beats until the daemon closes `channel` (the answer is ""), or the cluster has fenced this node: why."""
+        """Beats until the daemon says something on `channel` or dies ("" is returned), or the cluster has fenced this
+        node: why."""
         poll = select.poll()
         for fd in (channel.fileno(), self.node.control_fd, self._wake):
             poll.register(fd, select.POLLIN)
@@ -210,10 +233,12 @@ class Agent:
                 next_beat = max(next_beat + BEAT_S, now)
                 try:
                     self._beat(now)
-                    self._jobs.look(self.attachment.jobs())
+                    if self._jobs_changed:
+                        self._jobs.look(self.attachment.jobs())
+                        self._jobs_changed = False
                 except GcsUnavailableError:
                     pass  # the node goes on without it; the next beat tells it all
-                except (NodeFencedError, AuthenticationError) as error:
+                except REFUSALS as error:
                     return str(error)
             ready = {fd for fd, _ in poll.poll(max(0.0, 1000 * (next_beat - time.monotonic())))}
             if channel.fileno() in ready or (self.node.control_fd in ready and not self._node_said()):
@@ -226,6 +251,7 @@ class Agent:
     def _node_said(self) -> bool:
         """Reads what the node says: its table of jobs has changed, or something for `forwarded`. False when it is gone."""
         data = os.read(self.node.control_fd, 4096)
+        self._jobs_changed = True
         kind, handle, force = control.read_forwarded(data) if data else (0, 0, False)
         if self.forwarded is not None and kind in (control.CANCEL, control.KILL_ACTOR):
             self.forwarded(kind, handle, force)
@@ -245,8 +271,9 @@ class Agent:
 
     def close(self, *, goodbye: bool = True) -> None:
         """Leaves the cluster: with a goodbye, which others see at once."""
-        self._inquiries.shutdown(socket.SHUT_RDWR)
-        self._inquiries.close()
+        if self._inquiries is not None:
+            self._inquiries.shutdown(socket.SHUT_RDWR)
+            self._inquiries.close()
         self.gcs.close(goodbye=goodbye)
 
 
@@ -266,7 +293,7 @@ def main() -> None:
     """The agent's program. Does not return."""
     channel = socket.socket(fileno=CHANNEL_FD)
     channel.set_inheritable(False)
-    settings = _read_settings(channel)
+    settings = _read_message(channel)
     if settings is None:
         os._exit(0)
     agent = None
@@ -276,25 +303,28 @@ def main() -> None:
             importlib.import_module("fastray.transfer").start(agent)
         agent.join()
     except (FastrayError, OSError) as error:
-        _say(channel, {"failed": str(error)})
+        _say(channel, {"failed": str(error), "refused": isinstance(error, REFUSALS)})
         os._exit(1)
-    _say(channel, {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]})
+    joined = {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]}
+    _say(channel, {**joined, "cluster": agent.gcs.cluster})
     fenced = agent.run(channel)
     if fenced:
         _say(channel, {"fenced": fenced})
-    agent.close(goodbye=not fenced)
+    last = _read_message(channel)  # the daemon ends the node's workers before; nothing when it was killed
+    agent.close(goodbye=bool(last and last["leave"]))
     os._exit(0)
 
 
-def _read_settings(channel: socket.socket) -> dict[str, Any] | None:
+def _read_message(channel: socket.socket) -> dict[str, Any] | None:
+    """What the daemon says next; None when it has closed the channel: it is dead."""
     data = b""
     while not data.endswith(b"\n"):
         part = channel.recv(MESSAGE_BYTES_MAX)
         if not part:
             return None
         data += part
-    settings: dict[str, Any] = json.loads(data)
-    return settings
+    message: dict[str, Any] = json.loads(data)
+    return message
 
 
 def _say(channel: socket.socket, message: dict[str, Any]) -> None:

@@ -59,8 +59,8 @@ def _answer_forever(listener: socket.socket, answers: Mapping[str, Callable[[], 
                 if struct.unpack("3i", peer)[1] != os.geteuid():
                     continue
                 asked = connection.recv(QUESTION_BYTES_MAX).decode("ascii", "replace").strip()
-                answer = answers[asked]() if asked in answers else None
-                connection.sendall(json.dumps(answer).encode())
+                if asked in answers:
+                    connection.sendall(json.dumps(answers[asked]()).encode())
             except OSError:  # it went away
                 continue
 

@@ -75,8 +75,14 @@ def find_token(gcs: str, path: str, environ: Mapping[str, str] = os.environ) -> 
     return auth.load_token(environ=environ)
 
 
-def own_address(gcs: str | None) -> str:
-    """The address of this machine as the machine at `gcs` would reach it; loopback without one."""
+def own_address(given: str | None, gcs: str | None) -> str:
+    """The address of this node, where it listens and others reach it: the one that is given, else the one that leads to
+    the machine at `gcs`, else loopback. Raises ValueError for one that stands for all of them.
+    """
+    if given in ("0.0.0.0", "::"):
+        raise ValueError(f"--node-ip-address: others cannot reach {given}: name one address of this machine")
+    if given:
+        return given
     if not gcs:
         return "127.0.0.1"
     host, port = parse_address(gcs)

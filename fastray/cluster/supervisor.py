@@ -202,14 +202,10 @@ class Supervisor:
                 self._server_said(server)
             elif fd == server.pidfd:
                 self._server_died(server)
-        agent = self._agent
-        if fd == agent.channel.fileno():
-            said = agent.lines()
-            if said is None:
-                self._unwatch(fd)
-            for line in said or ():
-                self._agent_said(json.loads(line))
-        elif fd == agent.pidfd:
+        if fd == self._agent.channel.fileno():
+            self._listen_to_agent()
+        elif fd == self._agent.pidfd:
+            self._listen_to_agent()
             self._agent_died()
 
     def _unwatch(self, fd: int) -> None:
@@ -245,18 +241,26 @@ class Supervisor:
         self._servers.append(server)
         self._watch(server)
 
+    def _listen_to_agent(self) -> None:
+        said = self._agent.lines()
+        if said is None:
+            self._unwatch(self._agent.channel.fileno())
+        for line in said or ():
+            self._agent_said(json.loads(line))
+
     def _agent_said(self, message: dict[str, Any]) -> None:
         assert self._loop is not None
         if "joined" in message and not self._joined:
             self._joined = True
+            self._node["cluster"] = message["cluster"]  # the next agent joins no other
             self._on_joined(message)
             if self._is_head and self._is_followed:
                 self._add_server()
         elif "failed" in message and not self._joined:
             self._on_joined(message)
             self._loop.end()
-        elif "fenced" in message:
-            _log(f"this node begins anew: {message['fenced']}")
+        elif "fenced" in message or message.get("refused"):  # by a store that knows nothing of this node's jobs
+            _log(f"this node begins anew: {message.get('fenced') or message['failed']}")
             self.rejoin = True
             self._loop.end()
 
@@ -276,7 +280,7 @@ class Supervisor:
     def stop(self) -> None:
         """The agent says goodbye, then the servers end, who stands by first: else it would take over."""
         if self._agent.channel.fileno() >= 0:
-            self._agent.channel.shutdown(socket.SHUT_WR)
+            self._agent.send({"leave": not self.rejoin})
             self._agent.end(0)
         for server in sorted(self._servers, key=lambda server: server is self._serving):
             server.end(signal.SIGTERM if server is self._serving else signal.SIGKILL)

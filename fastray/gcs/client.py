@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -84,6 +84,7 @@ class GcsClient:
 
     def _hello(self) -> None:
         welcome = msgspec.msgpack.decode(self._invoke("Hello", b""), type=wire.Welcome)
+        self.cluster = welcome.cluster
         if welcome.python != wire.python_version():
             warnings.warn(
                 f"this is Python {wire.python_version()}, the cluster's store runs {welcome.python}", stacklevel=4
@@ -157,7 +158,11 @@ class GcsClient:
         Runs on the listening thread; states in between may be skipped, the last one never is. Everything may
         come twice: when another handler joins, and when the store restarts.
         """
-        self._subscription.subscribe(topic, on_event)
+        self.subscribe_all({topic: on_event})
+
+    def subscribe_all(self, handlers: Mapping[str, Callable[[bytes, Any], None]]) -> None:
+        """As `subscribe`, for several topics at once: the stream is opened once."""
+        self._subscription.subscribe(handlers)
 
     def watch_objects(
         self, ids: list[bytes], on_found: Callable[[bytes, tuple[int, list[bytes], bytes]], None]

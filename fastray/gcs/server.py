@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any, Callable
 
@@ -56,7 +57,7 @@ class GcsServer:
     async def start(self, host: str, port: int, tls: auth.Tls | None = None) -> str:
         """The address it listens on. Raises InvalidOptionError, OSError when the port is taken."""
         auth.check_bind(host, self._token)
-        self._committer.add(self._state.begin())
+        self._committer.add(self._state.begin(os.urandom(16).hex()))
         await self._committer.settled()
         now = time.monotonic()
         for node in self._state.nodes.by_epoch.values():
@@ -108,7 +109,7 @@ class GcsServer:
     # ---- calls ----------------------------------------------------------------------------------------
 
     async def _hello(self, body: bytes, context: Any) -> bytes:
-        return encode(wire.Welcome(self._state.incarnation, wire.python_version(), __version__))
+        return encode(wire.Welcome(self._state.incarnation, wire.python_version(), __version__, self._state.cluster))
 
     async def _batch(self, body: bytes, context: Any) -> bytes:
         batch = await _decoded(self._decode_batch, body, context)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -57,13 +57,15 @@ class Subscription:
         self._closed = threading.Event()
         self._opened = threading.Event()  # the server has this client's stream
 
-    def subscribe(self, topic: str, on_event: Callable[[bytes, Any], None]) -> None:
-        if topic not in ROWS and not topic.startswith("channel:"):
-            raise ValueError(f'no topic {topic!r}: there are {", ".join(ROWS)} and "channel:NAME"')
+    def subscribe(self, handlers: Mapping[str, Callable[[bytes, Any], None]]) -> None:
+        for topic in handlers:
+            if topic not in ROWS and not topic.startswith("channel:"):
+                raise ValueError(f'no topic {topic!r}: there are {", ".join(ROWS)} and "channel:NAME"')
         with self._lock:
-            self._handlers.setdefault(topic, []).append(on_event)
-            self._topics[topic] = -1  # the new handler gets the whole table
-            self._views.setdefault(topic, set())
+            for topic, on_event in handlers.items():
+                self._handlers.setdefault(topic, []).append(on_event)
+                self._topics[topic] = -1  # the new handler gets the whole table
+                self._views.setdefault(topic, set())
             stream, self._stream = self._stream, None
             self._opened.clear()
         if stream is not None:

@@ -29,7 +29,7 @@ from fastray.gcs.task_table import TaskTable
 SESSIONS_MAX = 10_000
 SWEPT_OBJECTS_MAX = 2_000  # a tick; about a millisecond
 META = "meta"  # the store's own rows
-INCARNATION, JOB_NUMBERS = b"incarnation", b"job numbers"
+INCARNATION, JOB_NUMBERS, CLUSTER = b"incarnation", b"job numbers", b"cluster"
 CHANNEL = "channel:"
 
 Handler = Callable[[Any, Context, Changes], Any]
@@ -44,6 +44,12 @@ class Counter(Row):
     """How many servers have run on this store; the last number for jobs that was reserved."""
 
     number: int
+
+
+class Cluster(Row):
+    """What tells this store from one that begins anew at the same address."""
+
+    id: str
 
 
 class StaleBatch(Exception):
@@ -81,6 +87,7 @@ class GlobalState:
         found += [self.functions, self.values, self.actors, self.jobs, self.groups, self.sessions]
         self.tables: dict[str, Table[Any]] = {table.name: table for table in found}
         self.incarnation = 0
+        self.cluster = ""
         self._handlers = self._make_handlers()
 
     # ---- start ----------------------------------------------------------------------------------------
@@ -88,11 +95,12 @@ class GlobalState:
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """A row from the store."""
         if table == META:
-            number = msgspec.msgpack.decode(value, type=Counter).number
             if key == INCARNATION:
-                self.incarnation = number
+                self.incarnation = msgspec.msgpack.decode(value, type=Counter).number
             elif key == JOB_NUMBERS:
-                self.jobs.reserved_before(number)
+                self.jobs.reserved_before(msgspec.msgpack.decode(value, type=Counter).number)
+            elif key == CLUSTER:
+                self.cluster = msgspec.msgpack.decode(value, type=Cluster).id
         elif table in self.tables:
             self.tables[table].restore(key, value)
 
@@ -101,13 +109,18 @@ class GlobalState:
         if table in self.tables:
             self.tables[table].rows.pop(key, None)
 
-    def begin(self) -> Changes:
-        """After the last `restore`: this server's incarnation, to be made durable before anything is answered."""
+    def begin(self, cluster: str = "") -> Changes:
+        """After the last `restore`: this server's incarnation, to be made durable before anything is answered.
+
+        `cluster` is the id of a store that has none yet.
+        """
         self.incarnation += 1
+        self.cluster = self.cluster or cluster
         for table in self.tables.values():
             table.begin(self.incarnation)
         changes = Changes()
         changes.rows[META, INCARNATION] = Counter(self.incarnation)
+        changes.rows[META, CLUSTER] = Cluster(self.cluster)
         return changes
 
     # ---- commands -------------------------------------------------------------------------------------

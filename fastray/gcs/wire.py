@@ -97,6 +97,7 @@ class Welcome(msgspec.Struct, array_like=True):
     incarnation: int
     python: str
     fastray: str
+    cluster: str = ""  # the id of the store, for as long as its rows are kept
 
 
 class Subscribe(msgspec.Struct, array_like=True):

@@ -29,7 +29,13 @@ def _list(
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a positive number, got {limit!r}")
     runtime.ensure_attached()
-    rows = table(runtime.current_runtime().attachment)
+    current = runtime.current_runtime()
+    rows = table(current.attachment)
+    if current.session_path and table in (node_state.nodes, node_state.jobs):
+        from fastray.cluster import members
+
+        of_all = members.node_table if table is node_state.nodes else members.job_table
+        rows = of_all(current.session_path, current.attachment)
     for field, relation, value in filters or ():
         if relation not in ("=", "!="):
             raise ValueError(f"a filter compares with '=' or '!=', got {relation!r}")
@@ -45,12 +51,12 @@ def list_actors(*, filters: Sequence[Filter] | None = None, limit: int = LIMIT) 
 
 
 def list_jobs(*, filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[Row]:
-    """Jobs: each driver has one. Raises ValueError for a wrong filter or limit."""
+    """Jobs, of all nodes of a cluster: each driver has one. Raises ValueError for a wrong filter or limit."""
     return _list(node_state.jobs, filters, limit)
 
 
 def list_nodes(*, filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[Row]:
-    """Nodes of the session. Raises ValueError for a wrong filter or limit."""
+    """Nodes of the session, in a cluster those that have died too. Raises ValueError for a wrong filter or limit."""
     return _list(node_state.nodes, filters, limit)
 
 

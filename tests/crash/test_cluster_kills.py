@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 
 import pytest
 
@@ -20,6 +21,7 @@ from waiting import eventually, free_port
 
 import fastray
 from fastray import sessions
+from fastray.cluster.jobs import BLOCK
 from fastray.exceptions import LocalRayletDiedError
 from fastray.util import state
 
@@ -111,6 +113,35 @@ def test_a_killed_daemon_is_seen_dead_by_its_closed_connection(pair):
     assert works(head)
 
 
+def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_path):
+    """Shorter than it takes to be given up: the store is stopped, not its clients."""
+    made = Daemon(tmp_path)
+    servers = made.helpers("fastray.gcs")
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    attached = []
+
+    def attach_again():
+        for _ in range(BLOCK + 1):
+            with fastray.init(address=made.path):
+                attached.append(fastray.get_runtime_context().get_job_id())
+
+    try:
+        with fastray.init(address=made.path):
+            attached.append(fastray.get_runtime_context().get_job_id())
+            assert fastray.get(fastray.remote(square).remote(3), timeout=GET_S) == 9
+            assert [row["NodeID"] for row in fastray.nodes()] == [made.info["node_id"]]  # the agent knows
+        attaching = threading.Thread(target=attach_again)
+        attaching.start()
+        assert eventually(lambda: len(attached) == BLOCK)
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+    attaching.join(GET_S)
+    assert len(set(attached)) == BLOCK + 2
+    made.stop()
+
+
 def tree(node):
     """The daemon and all that it started."""
     return [node.pid, *node.children()]
@@ -143,9 +174,38 @@ def test_a_silent_node_is_declared_dead_and_begins_anew(pair, what):
     (new,) = alive(head) - ids(head)
     assert new != old["node_id"]
     assert (rows(head)[new]["info"]["pid"], rows(head)[new]["info"]["path"]) == (str(node.pid), node.path)
-    assert sessions.read_info(node.path)["node_id"] == new
+    assert eventually(lambda: sessions.read_info(node.path).get("node_id") == new)
     assert works(node)
     assert rows(head)[old["node_id"]]["state"] == "DEAD"
+
+
+def test_a_head_that_is_declared_dead_begins_anew_with_its_cluster(pair):
+    """Its store's servers start again, too: the other node is none the worse."""
+    head, node = pair.all
+    before = epochs(node)[node.info["node_id"]]
+    (agent,) = head.helpers("node agent")
+    os.kill(agent, signal.SIGSTOP)
+    assert sees(node, node)
+    os.kill(agent, signal.SIGCONT)
+    assert eventually(lambda: len(alive(node)) == 2)
+    (new,) = alive(node) - ids(node)
+    assert new != head.info["node_id"]
+    assert rows(node)[new]["info"]["head"] == "1"
+    assert epochs(node)[node.info["node_id"]] == before
+    assert eventually(lambda: sessions.read_info(head.path).get("gcs") == pair.address)
+    third = pair.join()
+    assert eventually(lambda: len(alive(third)) == 3)
+    assert works(head)
+
+
+def test_what_a_killed_node_left_goes_with_the_next_one(pair):
+    _, node = pair.all
+    node.kill()
+    pair.all.remove(node)
+    assert os.path.exists(node.path)
+    again = pair.join()
+    assert not os.path.exists(node.path)
+    assert works(again)
 
 
 def test_a_head_that_is_started_again_has_its_nodes_back(pair):
@@ -178,6 +238,27 @@ def test_a_head_that_begins_from_nothing_makes_its_nodes_begin_anew(tmp_path):
         (new,) = alive(made.head) - ids(made.head)
         assert new != node.info["node_id"]
         assert eventually(lambda: sessions.read_info(node.path).get("node_id") == new)
+        assert works(node)
+    finally:
+        made.stop()
+
+
+def test_an_agent_that_finds_another_store_makes_its_node_begin_anew(tmp_path):
+    """It is registered there, and its jobs have numbers that this store has not given."""
+    made = Nodes(tmp_path, port=free_port(), store="memory:")
+    node = made.join()
+    try:
+        with fastray.init(address=node.path):
+            stuck = fastray.remote(lambda: signal.pause()).remote()
+            (agent,) = node.helpers("node agent")
+            os.kill(agent, signal.SIGSTOP)
+            made.head.kill()
+            made.head = made.all[0] = Daemon(tmp_path, port=made.head.info["port"], store="memory:")
+            kill_and_wait(agent)
+            with pytest.raises(LocalRayletDiedError):
+                fastray.get(stuck, timeout=GET_S)
+        assert eventually(lambda: len(alive(made.head)) == 2)
+        assert eventually(lambda: sessions.read_info(node.path).get("node_id") in alive(made.head))
         assert works(node)
     finally:
         made.stop()

@@ -15,7 +15,7 @@ import pytest
 from daemon_helpers import Daemon, comes_back_to, idle
 
 import fastray
-from fastray import control, sessions
+from fastray import attach, control, sessions
 from fastray.exceptions import InvalidOptionError
 from fastray.util import state
 
@@ -149,6 +149,13 @@ def test_connections_that_say_nothing_are_dropped_when_there_are_many(daemon):
     assert silent[0].recv(1) == b""
     for connection in silent:
         connection.close()
+    assert comes_back_to(daemon, before)
+
+
+def test_a_node_has_one_agent(daemon):
+    before = idle(daemon)
+    with pytest.raises(ConnectionError, match="has an agent already"):
+        attach.AttachedNode(daemon.path, role=control.AS_AGENT)
     assert comes_back_to(daemon, before)
 
 

@@ -24,8 +24,11 @@ from waiting import eventually, free_port
 import fastray
 from fastray import daemon, sessions
 from fastray.cluster import inquiry, launch
+from fastray.cluster.jobs import BLOCK
 from fastray.exceptions import AuthenticationError, GcsUnavailableError
 from fastray.gcs.client import GcsClient
+from fastray.node_state import job_id_of
+from fastray.util import state
 
 GET_S = 30.0
 
@@ -52,7 +55,8 @@ def test_a_node_that_joins_is_seen_by_all_with_what_it_has(cluster, joined):
         assert (row["resources"]["CPU"], row["resources"]["disk"]) == (3, 2)
         assert row["labels"]["zone"] == "b"
         assert row["labels"]["ray.io/node-id"] == joined.info["node_id"]
-        assert (row["info"]["pid"], row["info"]["head"], row["address"]) == (str(joined.pid), "", "127.0.0.1")
+        assert (row["info"]["pid"], row["info"]["head"]) == (str(joined.pid), "")
+        assert row["address"].partition(":")[0] == "127.0.0.1"
         assert row["is_self"] == (node is joined)
         assert row_of(node, cluster.head)["info"]["head"] == "1"
     assert row_of(joined, joined)["epoch"] > row_of(joined, cluster.head)["epoch"]
@@ -112,6 +116,119 @@ def test_a_driver_finds_the_node_of_its_machine(cluster, monkeypatch):
         cluster.all.remove(node)
     with pytest.raises(ConnectionError, match=r"start --address=192\.0\.2\.1:6379"):
         fastray.init(address="192.0.2.1:6379")
+
+
+# ---- looking from a driver ----------------------------------------------------------------------------
+
+DRIVER = '''
+import os, signal, fastray
+fastray.init(address=os.environ["DAEMON"], namespace="there")
+print(fastray.get_runtime_context().get_job_id(), flush=True)
+signal.pause()
+'''
+
+
+@pytest.fixture
+def elsewhere(joined, start_program, tmp_path):
+    """A driver of the node that joined: (process, its job)."""
+    process = start_program(DRIVER, tmp_path, env={"DAEMON": joined.path})
+    return process, process.stdout.readline().strip()
+
+
+def test_a_driver_sees_the_resources_of_all_nodes(cluster, joined):
+    assert sees(cluster.head, cluster.head, joined)
+    with fastray.init(address=cluster.head.path):
+        rows = [row for row in fastray.nodes() if row["Alive"]]
+        assert {row["NodeID"]: row["Resources"]["CPU"] for row in rows} == {
+            cluster.head.info["node_id"]: 2, joined.info["node_id"]: 3,
+        }  # fmt: skip
+        assert {row["NodeID"] for row in rows if row["Labels"].get("zone") == "b"} == ids(joined)
+        assert fastray.get_runtime_context().get_node_id() == cluster.head.info["node_id"]
+        total = fastray.cluster_resources()
+        assert (total["CPU"], total["disk"], total["node:__internal_head__"]) == (5, 2, 1)
+        assert total["memory"] == sum(row["Resources"]["memory"] for row in rows)
+
+        @fastray.remote(num_cpus=2)
+        def inside():
+            return fastray.cluster_resources()["CPU"], fastray.available_resources()["CPU"], len(state.list_nodes())
+
+        everywhere = len(state.list_nodes())
+        assert fastray.get(inside.remote(), timeout=GET_S) == (5, 3, everywhere)
+        assert state.list_nodes()[0].is_head_node
+        alone = state.list_nodes(filters=[("node_id", "=", joined.info["node_id"])])
+        assert [(row.state, row.resources_total["disk"], row.labels["zone"]) for row in alone] == [("ALIVE", 2, "b")]
+
+
+def test_nodes_that_died_stay_in_the_list(cluster):
+    node = cluster.join(num_cpus=7)
+    node.kill()
+    cluster.all.remove(node)
+    assert sessions.remove_stale(node.path)
+    assert sees(cluster.head, cluster.head)
+    with fastray.init(address=cluster.head.path):
+        (row,) = [row for row in fastray.nodes() if row["NodeID"] == node.info["node_id"]]
+        assert (row["Alive"], row["Resources"], row["DeathReason"]) == (False, {}, 2)
+        assert row["DeathReasonMessage"] == "its connection closed"
+        assert fastray.cluster_resources()["CPU"] == 2
+
+
+def test_jobs_have_numbers_of_the_cluster_and_are_seen_everywhere(cluster, joined, elsewhere):
+    process, theirs = elsewhere
+    with fastray.init(address=cluster.head.path, namespace="here"):
+        mine = fastray.get_runtime_context().get_job_id()
+        assert mine != theirs
+
+        def running():
+            rows = state.list_jobs(filters=[("status", "=", "RUNNING")])
+            return {row.job_id: (row.namespace, row.pid) for row in rows}
+
+        expected = {mine: ("here", os.getpid()), theirs: ("there", process.pid)}
+        assert eventually(lambda: running() == expected), running()
+        process.kill()
+        assert eventually(lambda: set(running()) == {mine})
+        (ended,) = state.list_jobs(filters=[("job_id", "=", theirs)])
+        assert ended.end_time >= ended.start_time
+    assert eventually(lambda: mine in {job_id_of(row["job_id"]) for row in ended_jobs(joined)})
+
+
+def ended_jobs(node):
+    return [row for row in inquiry.ask(node.path, "jobs") if row["state"] != "RUNNING"]
+
+
+def test_numbers_of_jobs_do_not_end(cluster):
+    """They are reserved in blocks, which is not to be seen."""
+    seen = []
+    for _ in range(2 * BLOCK):
+        with fastray.init(address=cluster.head.path):
+            seen.append(fastray.get_runtime_context().get_job_id())
+    assert len(set(seen)) == len(seen)
+    numbers = {job_id_of(row["job_id"]) for row in inquiry.ask(cluster.head.path, "jobs")}
+    assert eventually(lambda: {job_id_of(row["job_id"]) for row in ended_jobs(cluster.head)} >= set(seen)), numbers
+
+
+def test_the_commands_show_the_whole_cluster(cluster, joined, elsewhere):
+    _, theirs = elsewhere
+
+    def command(*arguments):
+        environment = program_environment({})
+        done = subprocess.run(
+            [sys.executable, "-m", "fastray", *arguments, "--address", cluster.head.path],
+            capture_output=True, text=True, timeout=60, check=True, env=environment,
+        )  # fmt: skip
+        return done.stdout
+
+    def status():
+        return json.loads(command("status", "--json"))
+
+    assert eventually(lambda: [row["job_id"] for row in status()["drivers"]] == [theirs]), status()["drivers"]
+    found = status()
+    assert [row["node_id"] for row in found["nodes"]] == [cluster.head.info["node_id"], joined.info["node_id"]]
+    assert found["gcs"] == cluster.address
+    text = command("status")
+    for words in ("2 nodes alive", "the head", "disk", joined.info["node_id"][:16], theirs, "there"):
+        assert words in text
+    assert theirs in command("list", "jobs")
+    assert {row["node_id"] for row in json.loads(command("list", "nodes", "--json"))} >= ids(cluster.head, joined)
 
 
 # ---- joining that fails -------------------------------------------------------------------------------
@@ -181,18 +298,27 @@ def test_where_no_head_answers_the_start_fails(tmp_path, monkeypatch):
 
 
 def test_only_a_token_opens_other_addresses_than_loopback(tmp_path, monkeypatch):
+    with pytest.raises(daemon.StartError, match="cannot reach"):
+        Daemon(tmp_path, host="0.0.0.0")
+    try:
+        host = launch.own_address(None, "192.0.2.1:1")
+    except OSError:
+        pytest.skip("this machine has no other address")
     monkeypatch.setenv("FASTRAY_AUTH_MODE", "disabled")
     with pytest.raises(daemon.StartError, match="without a token"):
-        Daemon(tmp_path, host="0.0.0.0")
+        Daemon(tmp_path, host=host)
     assert left(tmp_path) == []
     monkeypatch.delenv("FASTRAY_AUTH_MODE")
-    made = Nodes(tmp_path, host="0.0.0.0")
+    made = Nodes(tmp_path, host=host)
     try:
-        address = f"127.0.0.1:{made.head.info['port']}"
+        assert made.address == f"{host}:{made.head.info['port']}"
         with pytest.raises(AuthenticationError):
-            GcsClient(address, "w" * 32)
+            GcsClient(made.address, "w" * 32)
         node = made.join()
         assert sees(node, *made.all)
+        assert row_of(made.head, node)["info"]["pid"] == str(node.pid)
+        with fastray.init(address=node.path):
+            assert fastray.cluster_resources()[f"node:{host}"] == 2
     finally:
         made.stop()
 

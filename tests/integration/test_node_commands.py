@@ -64,7 +64,7 @@ def test_a_node_is_started_looked_at_and_stopped(shell):
     status = shell.status()
     node = status["nodes"][0]
     assert (node["resources_total"]["CPU"], node["resources_total"]["disk"]) == (3, 2)
-    assert node["labels"] == {"zone": "a", "rack": "7"}
+    assert node["labels"] == {"zone": "a", "rack": "7", "ray.io/node-id": node["node_id"]}
     assert (status["drivers"], status["actors"], status["workers"]) == ([], [], 0)
     assert is_alive(status["pid"])
     assert os.stat(status["path"]).st_mode & 0o777 == 0o700

@@ -133,3 +133,26 @@ def test_sockets_have_names_of_any_length(tmp_path, length):
 def test_the_file_about_a_daemon_may_be_anything(tmp_path, text):
     (tmp_path / sessions.INFO).write_text(text)
     assert sessions.read_info(str(tmp_path)) == ({"pid": 5} if "pid" in text else {})
+
+
+def test_what_a_killed_head_leaves_of_its_cluster_stays_for_the_next_one(tmp_path):
+    base = str(tmp_path)
+    path, lock = sessions.claim(base, 1)
+    for name in (sessions.STORE, sessions.STORE + "-wal", sessions.TOKEN, sessions.INFO, sessions.SOCKET, "agent.sock"):
+        (tmp_path / os.path.basename(path) / name).touch()
+    os.close(lock)
+    again, lock = sessions.claim(base, 1)
+    assert again == path
+    kept = {sessions.LOCK, sessions.STORE, sessions.STORE + "-wal", sessions.TOKEN}
+    assert set(os.listdir(path)) == kept
+    sessions.remove(path)
+    os.close(lock)
+    assert not os.path.exists(path)
+
+
+def test_nodes_of_one_cluster_have_directories_of_their_own(tmp_path):
+    claimed = [sessions.claim(str(tmp_path), 1, unique) for unique in ("", "a", "b")]
+    assert [os.path.basename(path) for path, _ in claimed] == ["session-1", "session-1-a", "session-1-b"]
+    for path, lock in claimed:
+        sessions.remove(path)
+        os.close(lock)

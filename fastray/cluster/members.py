@@ -1,0 +1,117 @@
+"""What the agent of a node knows of its cluster, as rows. Called by api.py, util/state.py, node_commands.py and
+cluster_utils.py, in drivers, workers and commands.
+
+`path` is the session directory of a node of the cluster on this machine. What concerns this node itself is read from
+its shared memory, when the caller is attached to it: it is newer. All functions raise GcsUnavailableError when the
+agent does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastray import node_state, sessions
+from fastray.cluster import inquiry
+from fastray.node_state import Row, job_id_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastray._native.session import Attachment
+
+ALIVE = "ALIVE"
+LEFT, DIED = 1, 2  # Ray's reasons of a node's death: expected, not expected
+GOODBYE = "it left"  # the store's words for the first
+
+
+def _rows(path: str, attachment: Attachment | None = None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = inquiry.ask(path, "nodes")
+    for row in rows:
+        if row["state"] != ALIVE:
+            row["resources"] = row["available"] = {}
+        elif row["is_self"] and attachment is not None:
+            row["available"] = node_state.available_resources(attachment)
+        else:
+            row["available"] = {name: amount for name, amount in row["available"].items() if amount > 0}
+    return rows
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0] or address
+
+
+def _port(address: str) -> int:
+    port = address.rpartition(":")[2]
+    return int(port) if ":" in address and port.isdigit() else 0
+
+
+def nodes(path: str) -> list[dict[str, Any]]:
+    """As `fastray.nodes()` returns them, dead ones too; keys as Ray's."""
+    return [
+        {
+            "NodeID": row["node_id"],
+            "Alive": row["state"] == ALIVE,
+            "NodeManagerAddress": _host(row["address"]),
+            "NodeManagerHostname": row["info"]["hostname"],
+            "NodeManagerPort": _port(row["address"]),
+            "ObjectManagerPort": _port(row["data_address"]),
+            "RayletSocketName": os.path.join(row["info"]["path"], sessions.SOCKET),
+            "NodeName": _host(row["address"]),
+            "DeathReason": 0 if row["state"] == ALIVE else LEFT if row["reason"] == GOODBYE else DIED,
+            "DeathReasonMessage": row["reason"],
+            "alive": row["state"] == ALIVE,
+            "Resources": row["resources"],
+            "Labels": row["labels"],
+        }
+        for row in _rows(path)
+    ]
+
+
+def _sum(amounts: list[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for one in amounts:
+        for name, amount in one.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def total_resources(path: str) -> dict[str, float]:
+    """Of all nodes alive, by name; bytes for memory."""
+    return _sum([row["resources"] for row in _rows(path)])
+
+
+def available_resources(path: str, attachment: Attachment) -> dict[str, float]:
+    """What no running task holds, as their last heartbeats told; names that are used up everywhere are left out."""
+    return _sum([row["available"] for row in _rows(path, attachment)])
+
+
+def node_table(path: str, attachment: Attachment | None = None) -> list[Row]:
+    """As `list_nodes`: heads first, then in the order of their joining."""
+    rows = _rows(path, attachment)
+    rows.sort(key=lambda row: (row["state"] != ALIVE, not row["info"]["head"], row["epoch"]))
+    return [
+        Row(
+            node_id=row["node_id"], node_ip=_host(row["address"]), node_name=_host(row["address"]),
+            is_head_node=bool(row["info"]["head"]), state=row["state"], state_message=row["reason"] or None,
+            resources_total=row["resources"], resources_available=row["available"], labels=row["labels"],
+            start_time_ms=int(1000 * row["registered_at"]), end_time_ms=int(1000 * row["died_at"]) or None,
+            pid=int(row["info"]["pid"]), path=row["info"]["path"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def job_table(path: str, attachment: Attachment) -> list[Row]:
+    """As `list_jobs`: of all nodes, the latest last."""
+    here = {row.job_id: row for row in node_state.jobs(attachment)}
+    known = [
+        Row(
+            job_id=job_id_of(row["job_id"]), type="DRIVER",
+            status="RUNNING" if row["state"] == "RUNNING" else "SUCCEEDED",
+            pid=int(row["metadata"].get("pid", 0)), namespace=row["namespace"], entrypoint=row["entrypoint"],
+            start_time=int(1000 * row["started_at"]), end_time=int(1000 * row["ended_at"]) or None,
+        )
+        for row in inquiry.ask(path, "jobs")
+    ]  # fmt: skip
+    return sorted([*[row for row in known if row.job_id not in here], *here.values()], key=lambda row: row.start_time)
