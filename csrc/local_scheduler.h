@@ -47,6 +47,7 @@ enum class Control : uint32_t {
   kRecorded = 6,    // worker in `slot`: the crashes it was forked with are written down
   kJobNumbers = 7,  // agent: the next drivers' jobs have the `slot` numbers from `handle` on
   kJobsChanged = 8, // to the agent: a job began or ended; there is no text
+  kRetryLater = 9,  // worker: the task `handle` raised and runs again after a delay
 };
 struct ControlMessage {
   uint32_t kind;
@@ -163,6 +164,8 @@ class LocalScheduler {
   struct ActorSeen {
     bool wanted = false;     // stands in the line
     uint32_t failed_starts = 0;
+    uint32_t hasty_deaths = 0;
+    int64_t start_at = 0;    // not before: it died hastily again and again
     uint64_t heads = 0;
     std::string death;       // ActorDeath and texts, once it is dead
   };
@@ -190,7 +193,7 @@ class LocalScheduler {
 
   // local_scheduler_actors.cpp
   void look_at_actors(int64_t now);
-  void look_at_actor(uint32_t a);
+  void look_at_actor(uint32_t a, int64_t now);
   void wake_stuck_actor(uint32_t a);
   void start_actor(const SchedulerAction& action, int64_t now);
   void check_handles();
@@ -276,6 +279,7 @@ class LocalScheduler {
   std::vector<Worker> workers_;  // by slot
   std::vector<ClassSeen> classes_;
   std::vector<ActorSeen> actors_;
+  int64_t actors_due_ = INT64_MAX;  // the first `start_at` that is waited for
   uint32_t looks_ = 0;
   std::vector<SchedulerAction> actions_;
   std::deque<NodeRequest> requests_;
