@@ -31,8 +31,8 @@ constexpr TaskFate fate_of_task(bool cancelled, int32_t max_retries, uint32_t at
 inline constexpr uint32_t kPromptAttempts = 2;  // so many run again at once
 inline constexpr int64_t kDelayMin = 5'000'000, kDelayMax = 1'000'000'000;  // ns
 
-// How long a task that runs again stands back, after so many attempts that died: it stood first in line each time,
-// and took one worker after the other from its neighbours.
+// How long a task that runs again stands back, after so many attempts that died or raised: it stood first in line each
+// time, and took one worker after the other from its neighbours.
 constexpr int64_t delay_of_retry(uint32_t attempts) {
   if (attempts <= kPromptAttempts) return 0;
   uint32_t doublings = std::min<uint32_t>(attempts - kPromptAttempts - 1, 16);
@@ -93,6 +93,12 @@ constexpr ActorFate fate_of_actor(const DeadActor& a) {
   if (fate.end == kEndNone && !fate.restarts) fate.end = a.timed_out ? kEndTimedOut : kEndCrashed;
   if (fate.restarts && a.attached) ++fate.restarts_made;
   return fate;
+}
+
+// Deaths in a row of instances that finished no call (started none after the first): restarts come at once, then as late
+// as those of such a task.
+constexpr uint32_t hasty_deaths(uint32_t before, bool alive, uint64_t calls_started) {
+  return alive && calls_started > 1 ? 0 : before + 1;
 }
 
 // An actor without a process, whose last handle is gone: calls that stand in its queues still run.

@@ -114,7 +114,7 @@ void LocalScheduler::look(int64_t now) {
   moved_ = look_at_workers(now) || classes_moved;
   write_lease_counts();
   watch_limits(now);
-  if (rung_ || ++looks_ % kActorLook == 0) look_at_actors(now);
+  if (rung_ || now >= actors_due_ || ++looks_ % kActorLook == 0) look_at_actors(now);
   rung_ = false;
 }
 
@@ -298,7 +298,7 @@ void LocalScheduler::wait(int64_t now) {
       until = pace_.next_look(now, until);
     }
   }
-  until = std::min({until, watchdog_.next_deadline(), reaper_->next_due()});
+  until = std::min({until, watchdog_.next_deadline(), reaper_->next_due(), actors_due_});
   int milliseconds = -1;
   if (until != SchedulerState::kNever) milliseconds = static_cast<int>(std::max<int64_t>(0, (until - now + kMs - 1) / kMs));
   epoll_event events[64];

@@ -49,6 +49,7 @@ enum class Control : uint32_t {
   kJobsChanged = 8, // to the agent: a job began or ended; there is no text
   kActorEnded = 9,  // agent: the foreign actor whose creation record is `handle` is over; `force` is its ActorEnd
   kJobOver = 10,    // agent: the job `slot`, of another node, is over
+  kRetryLater = 11,  // worker: the task `handle` raised and runs again after a delay
 };
 struct ControlMessage {
   uint32_t kind;
@@ -166,6 +167,8 @@ class LocalScheduler {
     bool wanted = false;     // stands in the line
     bool told = false;       // the agent knows that it waits
     uint32_t failed_starts = 0;
+    uint32_t hasty_deaths = 0;
+    int64_t start_at = 0;    // not before: it died hastily again and again
     uint64_t heads = 0;
     std::string death;       // ActorDeath and texts, once it is dead
   };
@@ -193,7 +196,7 @@ class LocalScheduler {
 
   // local_scheduler_actors.cpp
   void look_at_actors(int64_t now);
-  void look_at_actor(uint32_t a);
+  void look_at_actor(uint32_t a, int64_t now);
   void wake_stuck_actor(uint32_t a);
   void start_actor(const SchedulerAction& action, int64_t now);
   void check_handles();
@@ -283,6 +286,7 @@ class LocalScheduler {
   std::vector<Worker> workers_;  // by slot
   std::vector<ClassSeen> classes_;
   std::vector<ActorSeen> actors_;
+  int64_t actors_due_ = INT64_MAX;  // the first `start_at` that is waited for
   uint32_t looks_ = 0;
   std::vector<SchedulerAction> actions_;
   std::deque<NodeRequest> requests_;

@@ -21,14 +21,15 @@ bool lives(uint32_t state) { return state >= kActorPending && state < kActorDead
 
 // ---- looking ----------------------------------------------------------------------------------------
 
-void LocalScheduler::look_at_actors(int64_t) {
+void LocalScheduler::look_at_actors(int64_t now) {
+  actors_due_ = INT64_MAX;
   uint32_t used = segment_.header().actors_used.load(std::memory_order_acquire);
   if (actors_.size() < used) actors_.resize(used);
-  for (uint32_t a = 0; a < used; ++a) look_at_actor(a);
+  for (uint32_t a = 0; a < used; ++a) look_at_actor(a, now);
   check_handles();
 }
 
-void LocalScheduler::look_at_actor(uint32_t a) {
+void LocalScheduler::look_at_actor(uint32_t a, int64_t now) {
   Actor& actor = segment_.actor(a);
   ActorSeen& seen = actors_[a];
   Class& c = segment_.cls(kActorClass + a);
@@ -48,6 +49,10 @@ void LocalScheduler::look_at_actor(uint32_t a) {
         return;
       }
       if (seen.wanted) return;
+      if (now < seen.start_at) {
+        actors_due_ = std::min(actors_due_, seen.start_at);
+        return;
+      }
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(c.demand[i]);
       state_->actor_wanted(kActorClass + a, demand, c.runtime_env, fds_.listen < 0 ? 0 : c.job);
@@ -160,6 +165,11 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
        (actor.flags.load(std::memory_order_acquire) & kActorNoRestart) != 0, attached, crash->hung.task != 0,
        seen.failed_starts, actor.restarts.load(std::memory_order_relaxed), actor.max_restarts});
   seen.failed_starts = fate.failed_starts;
+  uint32_t slot = actor.slot.load(std::memory_order_acquire);
+  bool alive = actor.state.load(std::memory_order_acquire) == kActorAlive;
+  uint64_t calls = segment_.proc(slot).heartbeat.load(std::memory_order_relaxed);
+  seen.hasty_deaths = death_policy::hasty_deaths(seen.hasty_deaths, alive, calls);
+  seen.start_at = os::now_ns() + death_policy::delay_of_retry(seen.hasty_deaths);
   crash->restarts = fate.restarts;
   actor.end.store(fate.end, std::memory_order_release);
   crash->death = describe_death(a, *crash);

@@ -268,6 +268,8 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
       return;
     case Control::kKillActor:
       return kill_actor(m);
+    case Control::kRetryLater:
+      return reaper_->delay(m.handle);
     case Control::kRecorded:
       if (m.slot < workers_.size() && workers_[m.slot].used) let_go_of_crashed(workers_[m.slot]);
       return;

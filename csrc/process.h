@@ -205,6 +205,8 @@ class Process {
   bool seal_promise(Handle h, State state, uint64_t flags);
   // Claimed by us -> ready again with one attempt more (a retry of a user exception).
   bool retry(Handle h);
+  // The same, but it stands in no queue: the node is to be told (kRetryLater), and queues it after a delay.
+  bool retry_later(Handle h) { return next_attempt(h, kReady); }
   // Stays ours, with one attempt more (a retry of an actor's call).
   bool run_again(Handle h);
   // True when no process that is at work shares our CPU: the record may be sealed while we spin.

@@ -31,6 +31,7 @@ bool Process::take_slot(const Segment& segment, uint32_t slot, uint32_t kind) {
   p.exiting.store(0, std::memory_order_relaxed);
   p.runtime_env = p.gpus = p.job = 0;
   p.claim.store(0, std::memory_order_relaxed);
+  p.heartbeat.store(0, std::memory_order_relaxed);
   p.acting.store(0, std::memory_order_relaxed);
   p.freeing.store(0, std::memory_order_relaxed);
   p.recovering.store(0, std::memory_order_relaxed);

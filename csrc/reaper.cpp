@@ -202,14 +202,24 @@ void Reaper::requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash) {
     next = (with_state(w, kReady, 0) & ~kAttemptMask) | field << kAttemptShift;
     // SYNC POINT: record-state (release: attempts before the word)
   } while (!r.state.compare_exchange_weak(w, next, std::memory_order_acq_rel));
-  int64_t delay = is_actor_class(r.cls) ? 0 : death_policy::delay_of_retry(r.attempts);
-  if (delay == 0) {
+  if (is_actor_class(r.cls))
     (void)node_.push_ready(h);
-    return;
-  }
-  // Nobody else has to know of the delay: it can be cancelled, and when its owner dies it is queued with what else
-  // stood ready.
-  delayed_.push_back({os::now_ns() + delay, h});
+  else
+    delay(h);
+}
+
+// Nobody else has to know of the delay: the task can be cancelled, and when its owner dies it is queued with what else
+// stood ready.
+void Reaper::delay(Handle h) {
+  if (index_of(h) == 0 || index_of(h) >= kRecordsMax) return;
+  const Record& r = segment_.record(h);
+  uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
+  if (state_of(w) != kReady || word_gen(w) != gen_of(h)) return;
+  int64_t delay = death_policy::delay_of_retry(r.attempts);
+  if (delay == 0)
+    (void)node_.push_ready(h);
+  else
+    delayed_.push_back({os::now_ns() + delay, h});
 }
 
 void Reaper::push_due(int64_t now) {

@@ -4,7 +4,7 @@
 //   settle    a task it ran (Proc::claim) or acted on (Proc::acting) becomes ready again or failed
 //   adopt     the node becomes the owner of its records; they are freed when nobody borrows them
 //   guard     a reference the node itself holds on each adopted record until all are counted
-//   delayed   a task that has killed workers again and again: ready, but in no queue until its time
+//   delayed   a task that has killed workers, or raised, again and again: ready, but in no queue until its time
 //   over      a job whose driver is gone: its tasks fail instead of running again
 //   orphan    an adopted record chunk: goes back to the pool when all of its records are free
 //
@@ -51,6 +51,8 @@ class Reaper {
   explicit Reaper(Process* node) : node_(*node), segment_(node->segment()) {}
   // Everything the process in `slot` held. Afterwards the slot is empty.
   void recover(uint32_t slot, const CrashInfo& crash);
+  // A ready task that stands in no queue: queued after the delay that its attempts earn.
+  void delay(Handle h);
   // Queues the delayed tasks whose time has come. The time of the next one, INT64_MAX for none.
   void push_due(int64_t now);
   int64_t next_due() const;

@@ -21,6 +21,7 @@ bool World::has_call(const SimActor& actor) const {
 // ---- the node's looks ------------------------------------------------------------------------------
 
 void World::look_at_actors() {
+  actors_due_ = kNever;
   for (uint32_t a = 0; a < actors_.size(); ++a) look_at_actor(a);
   for (uint32_t a = 0; a < actors_.size(); ++a) {  // check_handles()
     SimActor& actor = actors_[a];
@@ -50,6 +51,10 @@ void World::look_at_actor(uint32_t a) {
     return bury(a);
   }
   if (actor.wanted) return;
+  if (now_ < actor.start_at) {
+    actors_due_ = std::min(actors_due_, actor.start_at);
+    return;
+  }
   state_.actor_wanted(kActorClass + a, classes_[kActorClass + a].demand, classes_[kActorClass + a].env);
   actor.wanted = moved_ = true;
 }
@@ -121,6 +126,7 @@ void World::actor_looks(uint32_t slot) {
   w.sleeping = false;
   // with concurrency groups it claims ahead, one a time: it may die between two
   if (actor.flight.size() < (actor.ahead ? 3u : 1u) && claim_call(a)) {
+    ++w.claims;
     if (!actor.running) begin_call(slot);
     if (actor.ahead) after(random_.between(2 * kUs, 2 * kMs), What::kWorkerLooks, slot, w.life);
     return;
@@ -239,6 +245,9 @@ bool World::settle_actor(uint32_t slot, bool attached) {
       actor.failed_starts < death_policy::kFailedStartsMax)
     violated("actor %d is buried with restarts left", workers_[slot].actor);
   actor.failed_starts = fate.failed_starts;
+  bool alive = actor.state == kActorAlive;
+  actor.hasty_deaths = death_policy::hasty_deaths(actor.hasty_deaths, alive, workers_[slot].claims);
+  actor.start_at = now_ + death_policy::delay_of_retry(actor.hasty_deaths);
   actor.end = fate.end;
   actor.restarts = fate.restarts_made;
   actor.slot = 0;

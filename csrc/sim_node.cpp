@@ -73,6 +73,7 @@ void World::node_waits() {
       until = pace_.next_look(now_, deadline);
     }
   }
+  until = std::min(until, actors_due_);
   for (const auto& [due, task] : delayed_) until = std::min(until, due);
   if (until == kNever) return;
   int64_t wait = std::max<int64_t>(0, (until - now_ + kMs - 1) / kMs * kMs);
@@ -96,7 +97,7 @@ void World::look() {
   moved_ = false;
   look_at_classes();
   look_at_workers();
-  if (rung_ || ++looks_ % kActorLook == 0) look_at_actors();
+  if (rung_ || now_ >= actors_due_ || ++looks_ % kActorLook == 0) look_at_actors();
   rung_ = false;
 }
 

@@ -123,7 +123,8 @@ struct ClassInfo {
 
 struct SimActor {
   uint32_t state = kActorFree;
-  uint32_t end = kEndNone, flags = 0, restarts = 0, failed_starts = 0, info_end = 0;
+  uint32_t end = kEndNone, flags = 0, restarts = 0, failed_starts = 0, info_end = 0, hasty_deaths = 0;
+  int64_t start_at = 0;
   int32_t max_restarts = 0;
   bool wanted = false, handles = true, ending = false, init_fails = false, ahead = false;
   bool stand = false;
@@ -276,6 +277,7 @@ class World {
   std::vector<SchedulerAction> actions_;
   std::deque<uint32_t> forks_;       // slots, in the order they are asked for
   std::deque<std::pair<int64_t, int>> delayed_;
+  int64_t actors_due_ = kNever;
   LoopPace pace_;
   int64_t look_at_ = kNever, busy_until_ = 0, fork_after_ = 0;
   uint32_t looks_ = 0, failed_starts_ = 0, idle_decisions_ = 0;

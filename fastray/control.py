@@ -1,9 +1,9 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Drivers send all kinds but the last, workers cancel_message, kill_actor_message
-and recorded_message. A daemon's driver
-sends `attach_message` first and gets an answer, see docs/internals/daemon.md.
+sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message and kill_actor_message, the
+agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message` first and gets an answer,
+see docs/internals/daemon.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
-ACTOR_ENDED, JOB_OVER = 9, 10
+ACTOR_ENDED, JOB_OVER, RETRY_LATER = 9, 10, 11
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -93,3 +93,8 @@ def kill_actor_message(creation: int, no_restart: bool) -> bytes:
 def recorded_message(slot: int) -> bytes:
     """The worker in `slot` has written down the crashes that it was forked with."""
     return _MESSAGE.pack(RECORDED, slot, 0, 0, 0)
+
+
+def retry_message(handle: int) -> bytes:
+    """The task `handle` raised and is ready to run again: queue it after a delay."""
+    return _MESSAGE.pack(RETRY_LATER, 0, handle, 0, 0)

@@ -68,6 +68,18 @@ def _on_cancel(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
 
+def retry_later(handle: int) -> bool:
+    """Asks the node to queue this task, which raised again and again, after a delay. False: it cannot be reached."""
+    from fastray.control import retry_message
+    from fastray.runtime import current_runtime
+
+    try:
+        os.write(current_runtime().control_fd, retry_message(handle))
+    except OSError:
+        return False
+    return True
+
+
 def leave_at_once(code: object) -> None:
     """sys.exit() in a task: the worker ends with the task unfinished, as in Ray; it counts as a crash."""
     if code is not None and not isinstance(code, int):

@@ -265,6 +265,8 @@ cdef extern from "object_allocator.h" namespace "fastray" nogil:
         @staticmethod
         AllocatorUsage usage(const Segment& segment)
 
+cdef extern from "death_policy.h" namespace "fastray::death_policy" nogil:
+    int64_t delay_of_retry(uint32_t attempts)
 cdef extern from "process.h" namespace "fastray" nogil:
     cdef enum class Wake:
         kSealed, kKicked, kTimeout, kInterrupted
@@ -324,6 +326,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void end_task()
         void set_depth(uint32_t depth)
         cbool retry(Handle h)
+        cbool retry_later(Handle h)
+        cbool push_ready(Handle h)
         cbool run_again(Handle h)
         cbool cancel(Handle h, int* running)
         void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)

@@ -21,6 +21,7 @@ from fastray._native.cpp cimport (
     Process,
     Record,
     Wake,
+    delay_of_retry,
     index_of,
     ErrorCode,
     kActorClass,
@@ -435,7 +436,12 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
         if f.max_retries < 0 or r.attempts < f.max_retries:
             if is_actor:
                 return p.run_again(h)
-            p.retry(h)
+            if session.local or delay_of_retry(r.attempts + 1) == 0:
+                p.retry(h)
+            elif p.retry_later(h):
+                from fastray.worker import retry_later
+                if not retry_later(h):
+                    p.push_ready(h)
             return 0
     dumped = dump(error, f.name if f is not None else current_name, h)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))

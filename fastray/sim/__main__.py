@@ -29,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _sweep(arguments.first, arguments.seeds, arguments.world, arguments.keep_going)
     plan = Plan(arguments.faults, arguments.tasks, arguments.actors)
     if arguments.shrink:
-        plan = shrink(arguments.seed, arguments.world)
+        try:
+            plan = shrink(arguments.seed, arguments.world)
+        except ValueError as error:  # there is nothing to shrink
+            print(error, file=sys.stderr)
+            return 2
         parts = [f"--{name} {value}" for name, value in plan._asdict().items() if value != NO_LIMIT]
         print(f"smallest: --seed {arguments.seed} {' '.join(parts)}")
     outcome = replay(arguments.seed, arguments.world, plan)

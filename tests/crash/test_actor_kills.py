@@ -276,3 +276,23 @@ def test_an_actor_outlives_its_creator_while_somebody_holds_it():
     with pytest.raises(ActorDiedError):
         get(creator.make.remote())
     assert get(actor.add.remote()) == 2
+
+
+def test_an_actor_that_dies_again_and_again_starts_as_often(tmp_path):
+    @fastray.remote(max_restarts=-1, max_task_retries=-1)
+    class Stubborn:
+        def __init__(self, starts):
+            mark(starts)
+            if marks(starts) <= 4:
+                die()
+
+        def call(self, calls):
+            mark(calls)
+            if marks(calls) <= 5:
+                die()
+            return marks(calls)
+
+    starts, calls = str(tmp_path / "starts"), str(tmp_path / "calls")
+    actor = Stubborn.remote(starts)
+    assert get(actor.call.remote(calls)) == 6
+    assert marks(starts) == 4 + 6

@@ -19,6 +19,7 @@ from integration_helpers import (
 )
 
 import fastray
+from fastray.exceptions import TaskCancelledError
 
 GET_S = 30
 
@@ -216,6 +217,21 @@ def test_retry_exceptions_gives_up_after_max_retries(path):
     with pytest.raises(ValueError, match="not yet"):
         fastray.get(ref, timeout=GET_S)
     assert len(tally(path)) == 3
+
+
+def test_tasks_that_raise_for_ever_leave_room_for_others(path):
+    @fastray.remote
+    def length(text):
+        return len(text)
+
+    stuck = [fail_until.options(retry_exceptions=True, max_retries=-1).remote(path, 1 << 30) for _ in range(4)]
+    assert eventually(lambda: len(tally(path)) > 20)
+    for _ in range(20):
+        assert fastray.get([length.remote("x" * i) for i in range(100)], timeout=GET_S) == list(range(100))
+    for ref in stuck:
+        fastray.cancel(ref)
+        with pytest.raises(TaskCancelledError):
+            fastray.get(ref, timeout=GET_S)
 
 
 def test_crashes_and_exceptions_share_one_count_of_retries(path):
