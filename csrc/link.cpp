@@ -35,7 +35,7 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
         release(in);
         break;
       case kFrameCancel:
-        cancels_.emplace_back(in.get<uint64_t>(), in.get<uint64_t>());
+        on_cancel(in);
         break;
       case kFrameFetch:
         on_fetch(in);
@@ -45,6 +45,12 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
         break;
       case kFrameActorStop:
         on_actor_stop(in);
+        break;
+      case kFrameItem:
+        on_item(in);
+        break;
+      case kFrameConsumed:
+        on_consumed(in);
         break;
       case kFrameValue:
         on_value(in);
@@ -57,6 +63,11 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
   }
   if (*message == nullptr && at != size) bad_ = true;  // batches hold whole frames
   return at;
+}
+
+void Link::on_cancel(Reader& in) {
+  uint64_t wire = in.get<uint64_t>(), force = in.get<uint64_t>();
+  if (!in.bad()) cancels_.emplace_back(wire, force);
 }
 
 void Link::send_message(const std::string& body) {

@@ -16,6 +16,7 @@
 //
 //   link.cpp          refs, values, releases, the end
 //   link_tasks.cpp    tasks and results
+//   link_streams.cpp  items of generators
 //   link_actors.cpp   actors of one node that run on the other
 #pragma once
 
@@ -90,6 +91,8 @@ class Link {
   void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
   // Sends what has become done. True: something was.
   bool collect();
+  // Exporter: tells the importer how far the consumers of its streams are.
+  void send_consumed();
   size_t imported() const { return imports_.size(); }
   Handle imported_as(uint64_t wire) const;
 
@@ -127,7 +130,8 @@ class Link {
     uint64_t wire;
     Handle local;
     uint16_t returns;
-    bool multi;
+    Multi multi;
+    uint32_t ahead = 0, sent = 0, consumed = 0;  // of a stream
   };
   struct FetchWait {
     Handle h;
@@ -149,6 +153,7 @@ class Link {
   uint64_t value_bytes(const Record& r) const;
   void release(Reader& in);
   void drop_exported(Handle h, uint64_t count);
+  void on_cancel(Reader& in);
   void on_fetch(Reader& in);
   void on_value(Reader& in);
   void answer_fetch(Handle h, uint64_t tag);
@@ -168,6 +173,12 @@ class Link {
   bool ours(Handle task) const;
   void fail_task(Handle task, const std::string& error);
   bool fail_call(Record& r, Handle task);
+  // link_streams.cpp
+  void put_items(Import& import);
+  void put_stream_end(const Import& import);
+  void on_item(Reader& in);
+  void on_consumed(Reader& in);
+  void finish_stream(Handle task, State state, Reader& in);
   // link_actors.cpp
   void on_actor_created(Record* r, Handle h, uint64_t wire, uint64_t flags);
   void report_actors();
@@ -194,6 +205,7 @@ class Link {
   std::vector<FetchWait> fetch_waits_;
   std::vector<Bulk> bulk_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
+  std::unordered_map<Handle, uint32_t> streams_;  // exported streams with a limit -> consumed, as told
   std::unordered_set<Handle> hosted_;   // creations of ours whose actor is there
   std::unordered_map<uint64_t, uint32_t> prepared_;
   std::vector<Hosting> hosting_;

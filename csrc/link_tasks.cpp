@@ -44,8 +44,13 @@ void Link::put_task(Handle h) {
   uint32_t deps, refs;
   const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
   TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
-                (r.state.load(std::memory_order_acquire) & kFlagMulti) != 0, 0, r.kind,
-                r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0};
+                kOneValue, 0, r.kind, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0, 0};
+  if (r.state.load(std::memory_order_acquire) & kFlagMulti) head.multi = kValues;
+  if (head.multi != kOneValue && segment_.function(r.function).flags & kStreaming) {
+    head.multi = kStream;
+    head.ahead = Process::stream_of(const_cast<Record&>(r)).ahead_max;
+    if (head.ahead != 0) streams_[h] = 0;
+  }
   const uint8_t* codec = r.args + (deps + refs) * sizeof(Handle);
   PayloadView view;
   if (r.args_bytes == kArgsInHeap) {
@@ -118,12 +123,16 @@ void Link::on_task(Reader& in) {
     if (!in.bad()) refuse(head.wire, kErrorStoreFull, std::string(reinterpret_cast<char*>(&bytes), sizeof bytes));
     return;
   }
-  if (head.multi && !process_.make_promises(*r, h)) {
+  if (head.multi == kStream) {
+    memset(r->result, 0, sizeof r->result);
+    Process::stream_of(*r).ahead_max = head.ahead;
+  } else if (head.multi == kValues && !process_.make_promises(*r, h)) {
     if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
     process_.unallocate(r);
     return refuse(head.wire, kErrorSystem, "no room for its return values on that node");
   }
-  if (head.multi) flags |= kFlagMulti | (head.returns > 1 ? uint64_t{kFlagShared} : 0);
+  if (head.multi != kOneValue) flags |= kFlagMulti;
+  if (head.multi == kValues && head.returns > 1) flags |= kFlagShared;
   for (Handle ref : refs) (void)process_.hold(ref);
   if (n != 0) {
     flags |= kFlagRefs;
@@ -132,7 +141,7 @@ void Link::on_task(Reader& in) {
   if (r->kind == kActor) return on_actor_created(r, h, head.wire, flags);
   flags |= kFlagAwaited;  // its end wakes us
   for (uint32_t i = 0; i < head.dependencies; ++i) process_.ask_for(refs[i]);  // it was sent here to run here
-  imports_.push_back(Import{head.wire, h, head.returns, head.multi != 0});
+  imports_.push_back(Import{head.wire, h, head.returns, static_cast<Multi>(head.multi), head.ahead});
   bool published = head.dependencies != 0 ? process_.publish_waiting(r, h, flags) : process_.publish(r, h, flags);
   if (published) return;
   imports_.pop_back();
@@ -190,6 +199,7 @@ bool Link::collect() {
     imports_.pop_front();
     uint64_t w = segment_.record(import.local).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     if (state_of(w) == kLost) process_.recover(import.local);
+    if (import.multi == kStream) put_items(import);
     bool there = is_sealed(w) || state_of(w) == kAway || word_gen(w) != gen_of(import.local);
     if (!there || results_name_unknown(import)) {
       imports_.push_back(import);
@@ -215,7 +225,8 @@ bool Link::collect() {
 
 bool Link::results_name_unknown(const Import& import) {
   const Record& r = segment_.record(import.local);
-  if (!import.multi) return names_unknown(r);
+  if (import.multi == kStream) return false;
+  if (import.multi == kOneValue) return names_unknown(r);
   const Handle* promises = Process::promise_handles(segment_, r);
   bool any = false;
   for (uint32_t i = 0; i < import.returns; ++i) any = names_unknown(segment_.record(promises[i])) || any;
@@ -223,7 +234,8 @@ bool Link::results_name_unknown(const Import& import) {
 }
 
 void Link::put_results(const Import& import) {
-  if (!import.multi) return put_result(import.wire, kWholeTask, import.local);
+  if (import.multi == kOneValue) return put_result(import.wire, kWholeTask, import.local);
+  if (import.multi == kStream) return put_stream_end(import);
   const Record& r = segment_.record(import.local);
   State state = state_of(r.state.load(std::memory_order_acquire));
   const Handle* promises = Process::promise_handles(segment_, r);
@@ -257,7 +269,7 @@ void Link::put_result(uint64_t wire, uint32_t value, Handle h) {
 }
 
 void Link::drop_import(const Import& import) {
-  if (!import.multi || import.returns == 0) return process_.drop(import.local);
+  if (import.multi != kValues || import.returns == 0) return process_.drop(import.local);
   const Handle* promises = Process::promise_handles(segment_, segment_.record(import.local));
   std::vector<Handle> handles(promises, promises + import.returns);
   for (Handle p : handles) process_.drop(p);
@@ -289,7 +301,9 @@ void Link::on_result(Reader& in) {
   bool multi = r.state.load(std::memory_order_relaxed) & kFlagMulti;
   if (!whole && (!multi || head.value >= r.ret)) return in.fail();
   process_.self().claim.store(task, std::memory_order_release);  // the reaper goes on with it after our death
-  if (whole && multi && state != kAway)
+  if (whole && multi && segment_.function(r.function).flags & kStreaming)
+    finish_stream(task, state, in);
+  else if (whole && multi && state != kAway)
     (void)process_.seal(task, state, 0);
   else if (state == kAway)
     finish_away(task, head.value, in);

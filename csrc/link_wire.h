@@ -26,6 +26,8 @@ enum FrameKind : uint32_t {
   kFrameFetch = 6,    // u64 handle, u64 tag: send its value when it is there
   kFrameActor = 8,    // ActorHead: what became of an actor that was created there
   kFrameActorStop = 9,  // u64 handle of its creation there, u64 Link::Stop
+  kFrameItem = 10,      // u64 wire, u32 number, u32 state, a value: of a stream, in order
+  kFrameConsumed = 11,  // u64 wire, u64 items: so many of its items were taken where it was submitted
   kFrameValue = 7,    // u64 tag, u64 state, a value; the buffers follow by Flight when ValueHead::bulk
 };
 
@@ -39,12 +41,16 @@ struct TaskHead {
   uint32_t codec_bytes;
   uint16_t returns;
   uint16_t dependencies, references;
-  uint8_t depth, multi;
+  uint8_t depth;
+  uint8_t multi;   // Multi
   uint32_t buffers;
   uint32_t kind;   // kTask, kActor
   uint64_t actor;  // of a call: handle of the actor's creation at the receiver; else 0
+  uint32_t ahead;  // of a stream: items that may wait for its consumer, 0: any number
+  uint32_t pad;
 };
-static_assert(sizeof(TaskHead) == 40);
+static_assert(sizeof(TaskHead) == 48);
+enum Multi : uint8_t { kOneValue = 0, kValues = 1, kStream = 2 };
 struct ActorHead {
   uint64_t wire;    // handle of the creation where it was asked for
   uint64_t remote;  // and where it runs

@@ -49,6 +49,7 @@ enum class Control : uint32_t {
   kJobsChanged = 8, // to the agent: a job began or ended; there is no text
   kActorEnded = 9,  // agent: the foreign actor whose creation record is `handle` is over; `force` is its ActorEnd
   kJobOver = 10,    // agent: the job `slot`, of another node, is over
+  kPrint = 12,      // agent: the job `slot`'s driver prints the text, of process `handle` on another node, stream `force`
   kRetryLater = 11,  // worker: the task `handle` raised and runs again after a delay
 };
 struct ControlMessage {
@@ -251,6 +252,7 @@ class LocalScheduler {
   void tell_agent();
   void forward(const ControlMessage& m);
   void wake_agent();
+  void print_for(const ControlMessage& m, const char* text);
   void end_foreign(const ControlMessage& m);
   void end_foreign_job(uint32_t job);
 

@@ -71,6 +71,17 @@ void LocalScheduler::forward(const ControlMessage& m) {
     if (d.agent && !d.left) (void)send(d.control, &m, sizeof m, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+// What a worker on another node printed, for a driver here.
+void LocalScheduler::print_for(const ControlMessage& m, const char* text) {
+  Driver* d = driver_of(m.slot);
+  if (d == nullptr || d->agent) return;
+  LogPump::Source source;
+  source.pid = static_cast<uint32_t>(m.handle);
+  source.stream = static_cast<uint8_t>(m.force);
+  d->logs.pass(source, text, m.bytes);
+  after_flush(m.slot);
+}
+
 void LocalScheduler::wake_agent() {
   uint32_t slot = segment_.header().agent_slot.load(std::memory_order_acquire);  // SYNC POINT: agent-slot
   if (slot != 0) Process::wake_process(segment_, slot);

@@ -70,10 +70,15 @@ std::string LocalScheduler::open_listener() {
   return watch(fds_.listen, EPOLLIN, kListen, 0) ? "" : std::string("epoll_ctl: ") + strerror(errno);
 }
 
+// The one that hears what is printed in this job: the agent, when its driver is on another node.
 LocalScheduler::Driver* LocalScheduler::driver_of(uint32_t job) {
-  for (auto& [id, d] : drivers_)
-    if (d.job == job && d.slot != 0 && d.log >= 0) return &d;
-  return nullptr;
+  Driver* agent = nullptr;
+  for (auto& [id, d] : drivers_) {
+    if (d.slot == 0 || d.log < 0) continue;
+    if (d.job == job && !d.agent) return &d;
+    if (d.agent) agent = &d;
+  }
+  return is_over(job) ? nullptr : agent;
 }
 
 // Only processes of the node's own user. A connection that says nothing holds nothing but its descriptor, and there
@@ -146,15 +151,18 @@ void LocalScheduler::attach(uint32_t id, const AttachHello& hello, const char* t
   int logs[2] = {-1, -1};
   d.pidfd = peer_pidfd(d.control, d.pid);
   bool ok = d.pidfd >= 0 && watch(d.pidfd, EPOLLIN, kDriverDeath, id);
-  if (ok && !hello.observer) ok = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, logs) == 0;
+  bool prints = hello.observer != kObserver;  // the agent: what is printed for drivers on other nodes
+  if (ok && prints) ok = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, logs) == 0;
   d.slot = static_cast<uint32_t>(slot);
   if (ok && !hello.observer) {
     d.job = take_number();
     segment_.proc(d.slot).job = d.job;
+    begin_job(d, text, hello.text_bytes);
+  }
+  if (ok && prints) {
     fcntl(logs[0], F_SETFL, O_NONBLOCK);
     d.log = logs[0];
     d.logs.set_fd(d.log);
-    begin_job(d, text, hello.text_bytes);
   }
   d.agent = hello.observer == kAgent;
   if (ok && d.agent) agent_slot.store(d.slot, std::memory_order_release);  // SYNC POINT: agent-slot

@@ -276,6 +276,9 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
     case Control::kJobNumbers:
       if (from != nullptr && from->agent) add_numbers(m);
       return;
+    case Control::kPrint:
+      if (from != nullptr && from->agent) print_for(m, text);
+      return;
     case Control::kActorEnded:
       if (from != nullptr && from->agent) end_foreign(m);
       return;

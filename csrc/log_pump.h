@@ -33,6 +33,8 @@ class LogPump {
   bool read(Source& source, size_t most);
   // Reads to the end or until the pipe is empty, and passes an incomplete line on too.
   void finish(Source& source);
+  // Whole lines that another node's worker printed.
+  void pass(const Source& source, const char* data, size_t bytes) { frame(source, data, bytes); }
   void flush();  // sends what the socket takes now
   bool empty() const { return sent_ == buffer_.size(); }
   bool full() const { return buffer_.size() - sent_ >= kBufferBytesMax; }

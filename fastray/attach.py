@@ -101,7 +101,9 @@ class AttachedNode:
         self.segment_fd, self.bell_fd, *logs = fds
         self._pidfd = _open_pid(self.pid)
         self._printed = _thread.allocate_lock()
-        if logs:
+        if logs and role == control.AS_AGENT:
+            self.log_socket = socket.socket(fileno=logs[0])  # frames as log_reader.py has them
+        elif logs:
             self._logs = socket.socket(fileno=logs[0])
             self._printed.acquire()
             _thread.start_new_thread(print_until_closed, (self._logs, log_to_driver, self._printed))

@@ -15,7 +15,7 @@ from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
-ACTOR_ENDED, JOB_OVER, RETRY_LATER = 9, 10, 11
+ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT = 9, 10, 11, 12
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -72,6 +72,11 @@ def actor_ended_message(creation: int, end: int) -> bytes:
 def job_over_message(job: int) -> bytes:
     """From the agent: the driver of this job, on another node, is gone."""
     return _MESSAGE.pack(JOB_OVER, job, 0, 0, 0)
+
+
+def print_message(job: int, pid: int, stream: int, text: bytes) -> bytes:
+    """From the agent: the driver of `job` prints what process `pid` on another node wrote (1: stdout, 2: stderr)."""
+    return _MESSAGE.pack(PRINT, job, pid, stream, len(text)) + text
 
 
 def read_forwarded(data: bytes) -> tuple[int, int, bool]:

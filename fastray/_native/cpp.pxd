@@ -492,6 +492,7 @@ cdef extern from "link.h" namespace "fastray" nogil:
         uint64_t bytes_there(Handle task)
         void know(uint32_t number, LocalFunction function)
         cbool collect()
+        void send_consumed()
         size_t imported()
         Handle imported_as(uint64_t wire)
         size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes)

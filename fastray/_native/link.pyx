@@ -335,6 +335,7 @@ cdef class Link:
 
     def collect(self):
         """Writes the results of what has ended; whether there were any."""
+        self.link.send_consumed()
         return bool(self.link.collect())
 
     def take_cancels(self):

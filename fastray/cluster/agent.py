@@ -40,7 +40,7 @@ from fastray.exceptions import (
 )
 from fastray.gcs import auth, commands
 from fastray.gcs.client import WINDOW_S, GcsClient
-from fastray.gcs.records import ALIVE, Job, Load, Node
+from fastray.gcs.records import ALIVE, Job, Load, Node, RUNNING
 from fastray.scheduling.global_scheduler import GlobalScheduler
 
 TYPE_CHECKING = False
@@ -80,6 +80,7 @@ class Agent:
         self.nodes: dict[bytes, Node] = {}
         self._rows: dict[bytes, Node] = {}  # dead ones too
         self._loads: dict[bytes, Load] = {}
+        self.job_ended: Callable[[int], None] | None = None
         self.forwarded: Callable[[int, int, bool], None] | None = None  # (kind, handle, force) of a control message
         self._job_table: dict[bytes, Job] = {}
         self._events = threading.RLock()  # held while callbacks run: they see one event after the other
@@ -185,6 +186,13 @@ class Agent:
                 self._job_table.pop(key, None)
             else:
                 self._job_table[key] = row
+        if row is not None and row.state != RUNNING and self.job_ended is not None:
+            self.job_ended(row.job_id)
+
+    def node_of_job(self, job: int) -> bytes:
+        """The node where its driver is; b"" when nobody knows."""
+        with self.lock:
+            return next((row.node for row in self._job_table.values() if row.job_id == job), b"")
 
     def _apply_load(self, node_id: bytes) -> None:
         node, load = self.nodes.get(node_id), self._loads.get(node_id)

@@ -1,7 +1,7 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
     message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition; "handle":
-              a reference and an ActorDefinition; "flight": address of its Flight server
+              a reference and an ActorDefinition; "log": job, pid, stream, text; "flight": address of its Flight server
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """
@@ -42,6 +42,7 @@ class Peer:
         self._functions = functions
         self._published = published
         self.ended = False
+        self.on_log: Callable[[int, int, int, bytes], None] = lambda job, pid, stream, text: None
         self.flight = threading.Event()  # set when flight_address is known
         self.flight_address = ""
 
@@ -98,6 +99,8 @@ class Peer:
         elif kind == "handle":
             reference, definition = msgspec.msgpack.decode(content, type=tuple[bytes, ActorDefinition])
             self._functions.make_handle(self.link, reference, definition)
+        elif kind == "log":
+            self.on_log(*msgspec.msgpack.decode(content, type=tuple[int, int, int, bytes]))
         elif kind == "flight":
             self.flight_address = msgspec.msgpack.decode(content, type=str)
             self.flight.set()

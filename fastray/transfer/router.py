@@ -22,7 +22,15 @@ import traceback
 
 from fastray._native import link as native
 from fastray.actor_errors import HANDLES_GONE, NODE_GONE, START_FAILED
-from fastray.control import CANCEL, KILL_ACTOR, actor_ended_message, cancel_message, kill_actor_message
+from fastray.control import (
+    CANCEL,
+    KILL_ACTOR,
+    actor_ended_message,
+    cancel_message,
+    job_over_message,
+    kill_actor_message,
+    print_message,
+)
 from fastray.exceptions import NodeDiedError, TaskUnschedulableError
 from fastray.gcs import auth, commands
 from fastray.runtime import ACTOR_CLASS
@@ -31,6 +39,7 @@ from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.functions import Definition, Functions
 from fastray.transfer.peer import Peer, error_of, number_of
+from fastray.transfer.remote_logs import LogForwarder
 from fastray.transfer.stream import Client, Server, Stream
 
 TYPE_CHECKING = False
@@ -70,7 +79,8 @@ class Router:
         port = self._server.listen(self.agent.host, self._tls)
         self.agent.addresses["node"] = f"{self.agent.host}:{port}"
         native.join_cluster(self.number)
-        self.agent.forwarded = self._forwarded
+        self.agent.forwarded, self.agent.job_ended = self._forwarded, self._job_ended
+        LogForwarder(self.agent.node.log_socket, self.agent.attachment, self._forward_log)
         self.agent.on_node_joined(self._joined)
         self.agent.on_node_gone(self._gone)
         threading.Thread(target=self._run, name="fastray-router", daemon=True).start()
@@ -138,6 +148,7 @@ class Router:
 
     def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
         peer = Peer(self.number, row, stream, self._functions, self._publish)
+        peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text))
 
         def on_batch(batch: bytes) -> None:
             with self.lock:
@@ -242,6 +253,18 @@ class Router:
                     peer.link.send_cancel(handle, force)
                 elif kind == KILL_ACTOR and peer.link.hosts(handle):
                     peer.link.send_actor_stop(handle, native.RESTART)
+                peer.flush()
+
+    def _job_ended(self, job: int) -> None:
+        """Its driver, on another node, is gone: what works for it here ends."""
+        if self.agent.node_of_job(job) != self.agent.node_id:
+            self._say(job_over_message(job))
+
+    def _forward_log(self, job: int, pid: int, stream: int, text: bytes) -> None:
+        with self.lock:
+            peer = self.peers.get(number_of(self.agent.node_of_job(job)))
+            if peer is not None:
+                peer.send_message("log", (job, pid, stream, text))
                 peer.flush()
 
     def _say(self, message: bytes) -> None:
