@@ -353,7 +353,7 @@ bool Link::finish_bulk(const Bulk& bulk, bool complete) {
 void Link::down(const std::string& error) {
   for (Handle h : staged_) outstanding_.insert(h);
   staged_.clear();
-  for (Handle h : std::exchange(hosted_, {}))  // first: what was in flight there follows from it
+  for (auto [h, restarts] : std::exchange(hosted_, {}))  // first: what was in flight there follows from it
     if (!process_.lose_host(h)) ended_.push_back(Ended{h, kEndNodeGone});
   std::vector<Handle> tasks(outstanding_.begin(), outstanding_.end());
   outstanding_.clear();

@@ -206,7 +206,7 @@ class Link {
   std::vector<Bulk> bulk_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
   std::unordered_map<Handle, uint32_t> streams_;  // exported streams with a limit -> consumed, as told
-  std::unordered_set<Handle> hosted_;   // creations of ours whose actor is there
+  std::unordered_map<Handle, uint32_t> hosted_;  // creations of ours whose actor is there -> restarts before that
   std::unordered_map<uint64_t, uint32_t> prepared_;
   std::vector<Hosting> hosting_;
   std::vector<Handle> unknown_actors_;

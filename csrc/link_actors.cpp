@@ -20,7 +20,7 @@ void Link::send_actor(Handle creation) {
   actor.slot.store(process_.slot(), std::memory_order_release);
   actor.flags.fetch_or(kActorForeign, std::memory_order_acq_rel);
   actor.state.store(kActorStarting, std::memory_order_release);  // SYNC POINT: actor-entry
-  hosted_.insert(creation);
+  hosted_[creation] = actor.restarts.load(std::memory_order_acquire);
   put_task(creation);
 }
 
@@ -46,7 +46,7 @@ void Link::on_actor(Reader& in) {
   Record& r = segment_.record(head.wire);
   Actor& actor = segment_.actor_of_class(r.cls);
   if (held_.count(head.wire) == 0) hold_remote(head.wire, head.remote, false);
-  actor.restarts.store(head.restarts, std::memory_order_release);
+  actor.restarts.store(hosted_[head.wire] + head.restarts, std::memory_order_release);
   if (head.state == kActorAlive) {
     process_.seal_creation(head.wire, kDone);
     uint32_t starting = kActorStarting;
@@ -147,7 +147,7 @@ bool Link::import_actor(const std::string& ref, uint32_t a) {
   actor.state.store(kActorAlive, std::memory_order_release);  // SYNC POINT: actor-entry
   mirrors_[head.handle] = h;
   hold_remote(h, head.handle, true);
-  hosted_.insert(h);
+  hosted_[h] = 0;
   return true;
 }
 

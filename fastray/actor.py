@@ -212,11 +212,14 @@ def handle_of_this_actor() -> ActorHandle:
 class ActorClass:
     """A class whose instances are actors. Made by `@fastray.remote`; matches Ray's ActorClass."""
 
-    def __init__(self, cls: type, options: ActorOptions, info: ActorInfo | None = None) -> None:
-        self._class = cls
+    def __init__(
+        self, cls: type, options: ActorOptions, info: ActorInfo | None = None, checkpoints: bool | None = None
+    ) -> None:
+        self._class = cls  # while it is unpickled, perhaps one without its methods yet: the rest comes along then
         self._options = options
         self._described = info or describe(cls)
-        self._info = self._described.with_options(options, hasattr(cls, "__fastray_save__"))
+        self._checkpoints = hasattr(cls, "__fastray_save__") if checkpoints is None else checkpoints
+        self._info = self._described.with_options(options, self._checkpoints)
         self._exported: tuple[tuple[int, int], int, int] | None = None  # session and life in it, class, info
         self._blob: tuple[bytes, list[ObjectRef[Any]]] | None = None
         self.__name__ = cls.__name__
@@ -241,7 +244,7 @@ class ActorClass:
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ActorClass, (self._class, self._options)
+        return ActorClass, (self._class, self._options, self._described, self._checkpoints)
 
     def options(self, **given: object) -> ActorClass:
         """The same class with other options for the actors made through the result. Raises as `@remote` does."""

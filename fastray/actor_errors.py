@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fastray.exceptions import ActorError, TaskError
 
 SIGKILL = 9
-CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER, NODE_GONE = range(1, 10)  # ActorEnd
+# ActorEnd
+CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER, NODE_GONE = range(1, 10)
 _WHY = {
     CRASHED: "its process died",
     INIT_FAILED: "its constructor raised",

@@ -117,7 +117,7 @@ class Runtime:
         return index
 
     def _placement(self, demand: dict[str, int], options: TaskOptions | ActorOptions, elsewhere: bool) -> int:
-        """Function-table index of what the node agent has to know to place such tasks; 0 when workers here take them."""
+        """Function-table index of what the node agent has to know to place them; 0: workers here take them."""
         strategy, labels = options.scheduling_strategy, options.label_selector
         if not self.attachment.clustered or not (elsewhere or labels or not _is_local(strategy, self.node_id())):
             return 0

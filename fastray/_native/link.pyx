@@ -138,10 +138,11 @@ def actor_of(Handle creation):
 
 
 def describe_actor(uint32_t a):
-    """(class name, flags, max_restarts, info, function of the class, class)"""
+    """(class name, flags, restarts that are left or -1, info, function of the class, class)"""
     cdef Actor* actor = &session.process.segment().actor(a)
+    left = actor.max_restarts if actor.max_restarts < 0 else max(0, actor.max_restarts - <int>actor.restarts.load())
     return ((<bytes>actor.class_name).decode("utf-8", "replace"), actor.flags.load() & ~<uint32_t>kActorForeign,
-            actor.max_restarts, actor.info, session.records[index_of(actor.creation.load())].function, kActorClass + a)
+            left, actor.info, session.records[index_of(actor.creation.load())].function, kActorClass + a)
 
 
 def wake_word():

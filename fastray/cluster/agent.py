@@ -40,7 +40,7 @@ from fastray.exceptions import (
 )
 from fastray.gcs import auth, commands
 from fastray.gcs.client import WINDOW_S, GcsClient
-from fastray.gcs.records import ALIVE, Job, Load, Node, RUNNING
+from fastray.gcs.records import ALIVE, RUNNING, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
 
 TYPE_CHECKING = False
@@ -257,7 +257,7 @@ class Agent:
                 next_beat = min(next_beat, time.monotonic())
 
     def _node_said(self) -> bool:
-        """Reads what the node says: its table of jobs has changed, or something for `forwarded`. False when it is gone."""
+        """Its table of jobs has changed, or it has something for `forwarded`. False when it is gone."""
         data = os.read(self.node.control_fd, 4096)
         self._jobs_changed = True
         kind, handle, force = control.read_forwarded(data) if data else (0, 0, False)

@@ -115,9 +115,8 @@ class Functions:
         class_name, flags, max_restarts, info, _, cls = native.describe_actor(actor)
         demand, environment, job = self.demand(cls)
         blobs = self._attachment.function_blob
-        return ActorDefinition(
-            creation, class_name, flags, max_restarts, blobs(info), demand, blobs(environment) if environment else b"", job
-        )
+        pickled = blobs(environment) if environment else b""
+        return ActorDefinition(creation, class_name, flags, max_restarts, blobs(info), demand, pickled, job)
 
     def make_handle(self, link: Link, reference: bytes, given: ActorDefinition) -> None:
         """An entry for an actor of the other node, that a handle names here."""

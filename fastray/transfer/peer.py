@@ -1,7 +1,7 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
-    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition; "handle":
-              a reference and an ActorDefinition; "log": job, pid, stream, text; "flight": address of its Flight server
+    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition;
+              "handle": a reference and an ActorDefinition; "log": job, pid, stream, text; "flight": where its store is
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """

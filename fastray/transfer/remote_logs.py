@@ -1,7 +1,7 @@
 """What workers here print for a driver on another node: from the node's log socket to that node's agent.
 
-The node sends the agent the output of every job whose driver it does not have (csrc/local_scheduler_drivers.cpp), framed
-as log_reader.py says. Called by router.py.
+The node sends the agent the output of every job whose driver it does not have (csrc/local_scheduler_drivers.cpp),
+framed as log_reader.py says. Called by router.py.
 """
 
 from __future__ import annotations

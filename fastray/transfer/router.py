@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
 BATCH_MAX = 2000  # tasks placed at a time
 PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
+RETURN_WAIT_S = 10.0  # for a node that was there to come back, or for another in its place
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
 
@@ -64,6 +65,8 @@ class Router:
         self._down: set[bytes] = set()  # to be called
         self._closed = False
         self._swept = 0.0
+        self._last_gone = -RETURN_WAIT_S
+        self._unplaced: list[tuple[int, int]] = []  # claimed tasks, and their classes, that a node may come back for
         self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
@@ -116,6 +119,7 @@ class Router:
 
     def _gone(self, node_id: bytes, reason: str) -> None:
         with self.lock:
+            self._last_gone = time.monotonic()
             self._rows.pop(node_id, None)
             peer = self.peers.get(number_of(node_id))
         if peer is not None:
@@ -204,7 +208,8 @@ class Router:
             else:
                 peer.link.fetch(handle)
         classes = [native.ROUTE_CLASS, native.FETCH_CLASS]
-        for handle, cls in native.claim(native.ROUTE_CLASS, BATCH_MAX):
+        unplaced, self._unplaced = self._unplaced, []
+        for handle, cls in unplaced + native.claim(native.ROUTE_CLASS, BATCH_MAX):
             self._place_one(handle, cls)
         for cls, waiting, job, placement, environment in native.routed_classes():
             classes.append(cls)
@@ -300,7 +305,8 @@ class Router:
         with self.agent.lock:
             outcome = self.agent.scheduler.submit(request)
         if isinstance(outcome, Infeasible):
-            self._say(actor_ended_message(creation, START_FAILED))
+            if self._settled():
+                self._say(actor_ended_message(creation, START_FAILED))
         elif isinstance(outcome, Placed) and outcome.node_id == self.agent.node_id:
             native.keep_actor_here(actor)
         elif isinstance(outcome, Placed):
@@ -327,7 +333,7 @@ class Router:
             if peer is not None and peer.link.claim(cls, min(count, peer.room())):
                 peer.send_staged()
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
-        if refusals:
+        if refusals and self._settled():
             error = TaskUnschedulableError(_cannot(refusals[0]), missing=refusals[0].missing)
             for handle, _ in native.claim(cls, len(refusals)):
                 native.fail(handle, error_of(native.AGENT_ERROR, error))
@@ -349,11 +355,18 @@ class Router:
             peer.link.stage(handle)
             peer.send_staged()
         elif isinstance(outcome, Infeasible):
+            if not self._settled():
+                self._unplaced.append((handle, cls))
+                return
             error = TaskUnschedulableError(_cannot(outcome), missing=outcome.missing)
             native.fail(handle, error_of(native.AGENT_ERROR, error))
         else:
             local = self._functions.local_class(demand, environment, job) if placement else cls
             native.put_back(handle, local)
+
+    def _settled(self) -> bool:
+        """No node went a moment ago: what no node can run is not waited for any more."""
+        return time.monotonic() - self._last_gone >= RETURN_WAIT_S
 
     def _request(self, wishes: Wishes) -> Request:
         return self._request_of(wishes.demand)._replace(
@@ -366,6 +379,7 @@ class Router:
 
 def _cannot(outcome: Infeasible) -> str:
     lacks = "; ".join(
-        f"{name}: asked for {asked:g}, the most any node has is {there:g}" for name, (asked, there) in outcome.missing.items()
+        f"{name}: asked for {asked:g}, the most any node has is {there:g}"
+        for name, (asked, there) in outcome.missing.items()
     )
     return f"this task can never run in this cluster: {outcome.reason}" + (f" ({lacks})" if lacks else "") + "."

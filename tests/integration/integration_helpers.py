@@ -17,36 +17,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from waiting import WAIT_S, eventually
-
-
-def wait_for_gate(path, seconds=WAIT_S):
-    """Returns when the file exists. Raises TimeoutError."""
-    if not eventually(lambda: os.path.exists(path), seconds):
-        raise TimeoutError(f"{path} was never made")
-
-
-def open_gate(path):
-    """Lets everybody through who waits for `path`."""
-    with open(path, "x"):
-        pass
-
-
-def note(path, text="x"):
-    """Appends a line to a tally: one write, so that several processes may."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, f"{text}\n".encode())
-    finally:
-        os.close(fd)
-
-
-def tally(path):
-    """The lines of a tally."""
-    try:
-        return Path(path).read_text().split()
-    except FileNotFoundError:
-        return []
+from waiting import WAIT_S, eventually, is_alive
 
 
 def twice(session, program):
@@ -84,15 +55,6 @@ def store_bytes():
     attachment = current_runtime().attachment
     attachment.counters()
     return attachment.store_usage()["object_bytes"]
-
-
-def is_alive(pid):
-    """Whether the process exists and is no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(") ")[2][:1] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def kill_self(number=signal.SIGKILL):

@@ -1,0 +1,175 @@
+"""What tasks, objects and actors become when a node, an agent or a driver of a cluster is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import waiting
+
+pytest.importorskip("grpc")
+pytest.importorskip("pyarrow")
+
+from waiting import eventually, is_alive, note, open_gate, tally, wait_for_gate
+
+import fastray
+from fastray.cluster_utils import Cluster
+from fastray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError
+
+GET_S = 60
+BIG = 200_000
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTRAY_TMPDIR", str(tmp_path / "runtime"))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.first = made.add_node(num_cpus=2, resources={"far": 4})
+    made.wait_for_nodes()
+    fastray.init(address=made.address)
+    yield made
+    fastray.shutdown()
+    made.shutdown()
+
+
+far = fastray.remote(resources={"far": 1}, num_cpus=0)
+
+
+def get(refs):
+    return fastray.get(refs, timeout=GET_S)
+
+
+@far
+def hold(started, gate):
+    note(started, fastray.get_runtime_context().get_node_id())
+    wait_for_gate(gate)
+    return fastray.get_runtime_context().get_node_id()
+
+
+@far
+def make(log, value):
+    note(log)
+    return np.full(BIG, float(value))
+
+
+def test_tasks_of_a_killed_node_run_on_another(cluster, tmp_path):
+    started, gate = str(tmp_path / "started"), str(tmp_path / "gate")
+    refs = [hold.remote(started, gate) for _ in range(4)]
+    assert eventually(lambda: len(tally(started)) == 4)
+    second = cluster.add_node(num_cpus=2, resources={"far": 4})
+    cluster.kill_node(cluster.first)
+    assert eventually(lambda: len(tally(started)) == 8)
+    open_gate(gate)
+    assert set(get(refs)) == {second.node_id}
+
+
+def test_a_task_without_retries_says_that_its_node_died(cluster, tmp_path):
+    started, gate = str(tmp_path / "started"), str(tmp_path / "gate")
+    ref = hold.options(max_retries=0).remote(started, gate)
+    assert eventually(lambda: tally(started))
+    cluster.kill_node(cluster.first)
+    with pytest.raises(NodeDiedError, match=r"where the task ran, is gone"):
+        get(ref)
+
+
+def test_a_value_only_a_killed_node_had_is_computed_again(cluster, tmp_path):
+    log = str(tmp_path / "log")
+    refs = [make.remote(log, k) for k in range(3)]
+    assert len(fastray.wait(refs, num_returns=3, fetch_local=False, timeout=GET_S)[0]) == 3
+    assert np.array_equal(get(refs[0]), np.zeros(BIG))  # here now
+    cluster.add_node(num_cpus=1, resources={"far": 4})
+    cluster.kill_node(cluster.first)
+    assert [int(array[0]) for array in get(refs)] == [0, 1, 2]
+    assert len(tally(log)) == 5
+
+
+def test_an_actor_of_a_killed_node_starts_on_another(cluster):
+    @fastray.remote(resources={"far": 1}, num_cpus=0, max_restarts=1, max_task_retries=-1)
+    class Counter:
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n, fastray.get_runtime_context().get_node_id()
+
+    counter = Counter.remote()
+    assert get([counter.add.remote() for _ in range(3)])[-1] == (3, cluster.first.node_id)
+    second = cluster.add_node(num_cpus=1, resources={"far": 4})
+    cluster.kill_node(cluster.first)
+    assert get(counter.add.remote()) == (1, second.node_id)
+    cluster.kill_node(second)
+    with pytest.raises(ActorDiedError, match="node where it ran is gone"):
+        get(counter.add.remote())
+
+
+def test_calls_in_flight_to_a_killed_node_say_whether_they_may_have_run(cluster, tmp_path):
+    started = str(tmp_path / "started")
+
+    @fastray.remote(resources={"far": 1}, num_cpus=0, max_restarts=1)
+    class Sleeper:
+        def sleep(self):
+            note(started)
+            time.sleep(600)
+
+    sleeper = Sleeper.remote()
+    ref = sleeper.sleep.remote()
+    assert eventually(lambda: tally(started))
+    cluster.kill_node(cluster.first)
+    with pytest.raises((ActorUnavailableError, ActorDiedError), match="may have run"):
+        get(ref)
+
+
+def agent_of(node):
+    """Pid of the node's agent."""
+    found = subprocess.run(["pgrep", "-P", str(node.pid), "-f", "cluster"], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"agent" in file.read():
+                return int(pid)
+    raise AssertionError("the node has no agent")
+
+
+@pytest.mark.parametrize("which", ["head", "far"])
+def test_an_agent_that_is_killed_comes_back_and_nothing_is_lost(cluster, tmp_path, which):
+    log = str(tmp_path / "log")
+    add = far(lambda i: i + 1)
+    away = make.remote(log, 7)
+    fastray.wait([away], fetch_local=False, timeout=GET_S)
+    refs = [add.remote(i) for i in range(2000)]
+    os.kill(agent_of(cluster.head_node if which == "head" else cluster.first), signal.SIGKILL)
+    refs += [add.remote(i) for i in range(2000, 3000)]
+    assert get(refs) == list(range(1, 3001))
+    assert get(away)[0] == 7
+
+
+PROGRAM = """
+import sys, fastray
+sys.path[:0] = sys.argv[3:]
+from waiting import note
+fastray.init(address=sys.argv[1])
+@fastray.remote(resources={"far": 1}, num_cpus=0)
+def forever(path):
+    import os, time
+    note(path, str(os.getpid()))
+    time.sleep(600)
+refs = [forever.remote(sys.argv[2]) for _ in range(2)]
+fastray.get(refs)
+"""
+
+
+def test_what_a_killed_driver_had_on_other_nodes_ends(cluster, tmp_path):
+    started = str(tmp_path / "started")
+    arguments = [cluster.address, started, os.path.dirname(waiting.__file__)]
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments]) as driver:
+        try:
+            assert eventually(lambda: len(tally(started)) == 2)
+        finally:
+            driver.kill()
+    assert eventually(lambda: not any(is_alive(int(pid)) for pid in tally(started)))
+    assert get(far(lambda: 1).remote()) == 1
