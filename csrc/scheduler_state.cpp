@@ -404,7 +404,8 @@ void SchedulerState::make_room(uint32_t cls, int64_t now) {
     if (slot < 0) break;
     revoke(static_cast<uint32_t>(slot));
   }
-  if (c.unmet_since >= 0) due(std::max(now + kMs, c.unmet_since + kStarvedNs));
+  // what actors, groups and blocked tasks hold comes with an event
+  if (c.unmet_since >= 0 && can_come(cls)) due(std::max(now + kMs, c.unmet_since + kStarvedNs));
 }
 
 void SchedulerState::grant(uint32_t cls, uint32_t slot, uint32_t pool, int64_t now) {

@@ -123,6 +123,7 @@ class SchedulerState {
   // All of the group's bundles fit on this node when nothing else runs.
   bool feasible_group(uint32_t group) const;
   const Units& demand_of_group(uint32_t group) const { return classes_[kGroupClass + group].demand; }
+  uint32_t bundle_of(uint32_t pool) const { return pools_[pool].bundle; }  // its number in its group
   // GPUs of bundle `number`, as a bit mask.
   uint32_t gpus_of_bundle(uint32_t group, uint32_t number) const;
   const Units& available() const { return pools_[0].free; }

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 DRIVER = 1  # ProcKind
 ACTOR_CLASS = 1024  # kActorClass: scheduling classes from here on belong to actors
-OUTSIDE = (0, 0, -1)  # the place of what runs in no placement group
+OUTSIDE = (0, 0, 0)  # the place of what runs in no placement group
 
 _current: Runtime | None = None
 _forked = False

@@ -322,8 +322,9 @@ cdef class Attachment:
 
     # ---- scheduling classes --------------------------------------------------------------------------
 
-    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None, tuple place=(0, 0, -1)):
-        """Index of the class with this demand (1/10000 of a unit, by resource name), runtime_env and place in a group.
+    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None, tuple place=(0, 0, 0)):
+        """Index of the class with this demand (1/10000 of a unit, by resource name), runtime_env and place in a
+        group (zeros: none).
 
         With `placement` (function-table index of pickled wishes) its tasks are the node agent's to place. `job`: of the
         node agent, whose tasks they are.

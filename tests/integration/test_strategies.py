@@ -119,7 +119,7 @@ def test_labels_of_a_daemon(session, tmp_path):
             assert fastray.nodes()[0]["Labels"]["zone"] == "d"
             assert fastray.get(nested.remote(), timeout=GET_S) == fastray.nodes()[0]["NodeID"]
             with pytest.raises(TaskUnschedulableError):
-                where.options(label_selector={"zone": "a"}).remote()
+                fastray.get(where.options(label_selector={"zone": "a"}).remote(), timeout=GET_S)
     finally:
         daemon.stop()
     fastray.init(num_cpus=2, labels={"zone": "a", "disk": "ssd"})
