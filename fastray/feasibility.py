@@ -62,7 +62,8 @@ def _fallbacks(given: object) -> list[dict[str, str]]:
 
 
 def wishes_of(
-    attachment: Attachment, demand: Mapping[str, int], options: TaskOptions | ActorOptions, node_id: str, elsewhere: bool
+    attachment: Attachment, demand: Mapping[str, int], options: TaskOptions | ActorOptions, node_id: str,
+    elsewhere: bool,
 ) -> int:
     """Function-table index of such tasks' wishes; 0 when workers here take them. `elsewhere`: this node cannot."""
     strategy, labels = options.scheduling_strategy, options.label_selector
