@@ -1,9 +1,9 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message, kill_actor_message and those of
-groups, the agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message` first and
-gets an answer, see docs/internals/daemon.md.
+sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message, kill_actor_message and
+those of groups, the agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message`
+first and gets an answer, see docs/internals/daemon.md.
 """
 
 from __future__ import annotations
