@@ -18,7 +18,8 @@ from typing import NamedTuple
 CXX = os.environ.get("CXX", "g++")
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATION = sorted(path.name for path in (ROOT / "csrc").glob("sim_*.cpp"))
-SOURCES = ["scheduler_state.cpp", "scheduler_state_fairness.cpp", *SIMULATION]
+DECISIONS = sorted(path.name for path in (ROOT / "csrc").glob("scheduler_state*.cpp"))
+SOURCES = [*DECISIONS, *SIMULATION]
 
 
 class Mutant(NamedTuple):
@@ -38,26 +39,26 @@ MUTANTS = [
     Mutant(
         "what a decision starts actors with is not reserved",
         "scheduler_state.cpp",
-        "  charge(w, c, -1);\n}\n\nvoid SchedulerState::release",
-        "  reserved_.clear();\n}\n\nvoid SchedulerState::release",
+        "  take(pools_[pool], r.demand, r.gpus, r.gpu_units, -1);\n  reserved_.push_back(r);\n",
+        "",
     ),
     Mutant(
         "the claimant waits for what blocked tasks hold",
         "scheduler_state_fairness.cpp",
-        "|| !can_come(classes_[c])) return;",
+        "|| !can_come(c)) return;",
         ") return;",
     ),
     Mutant(
         "a fraction of a GPU is put on any GPU",
         "scheduler_state.cpp",
-        "if (gpu_free_[g] >= demand && (best < 0",
-        "if (gpu_free_[g] > 0 && (best < 0",
+        "if (pool.gpu_free[g] >= demand && (best < 0",
+        "if (pool.gpu_free[g] > 0 && (best < 0",
     ),
     Mutant(
         "a blocked worker keeps its CPU when it returns its lease",
         "scheduler_state.cpp",
-        "if (static_cast<int>(i) == limits_.cpu && w.blocked) continue;\n    free_[i] += sign",
-        "free_[i] += sign",
+        "  if (limits_.cpu >= 0 && w.blocked) units[static_cast<size_t>(limits_.cpu)] = 0;\n",
+        "",
     ),
     Mutant(
         "a worker that was told to leave is given a lease",
@@ -76,6 +77,24 @@ MUTANTS = [
         "scheduler_state.cpp",
         " && coming_to(cls, now) < c.tasks ? 1 : 0;",
         " ? 1 : 0;",
+    ),
+    Mutant(
+        "a removed group keeps what nobody used of it",
+        "scheduler_state_groups.cpp",
+        "pools_[0].free[i] += pool.free[i];",
+        ";",
+    ),
+    Mutant(
+        "GPUs of a removed group stay taken",
+        "scheduler_state_groups.cpp",
+        "pools_[0].gpu_free[g] += pool.gpu_free[g];",
+        ";",
+    ),
+    Mutant(
+        "a task in a bundle gets any GPU of the node",
+        "scheduler_state.cpp",
+        "  (void)gpus_for(c.demand, pools_[pool], &w.gpus, &w.gpu_units);\n  w.granted_at",
+        "  (void)gpus_for(c.demand, pools_[0], &w.gpus, &w.gpu_units);\n  w.granted_at",
     ),
     Mutant(
         "idle leases of other classes are kept",

@@ -92,6 +92,8 @@ void LocalScheduler::step(int64_t now) {
     process_.sweep_logs();
     retire_jobs();
     sweep_at_ = now + kSweepNs;
+    recycle_groups(now);
+    if (!unmade_.empty()) sweep_at_ = now + kRemovedKeptNs;
   }
   look_at_leavers(now);
   pace_.stepped(now, moved_, !actions_.empty(), is_quiet());
@@ -125,11 +127,15 @@ bool LocalScheduler::look_at_classes() {
   for (uint32_t c = 0; c < used; ++c) {
     Class& cls = segment_.cls(c);
     if (cls.state.load(std::memory_order_acquire) != kEntryUsed) continue;  // SYNC POINT: class-entry
+    if (segment_.is_over(cls)) {
+      end_class(c);
+      continue;
+    }
     if (cls.routed) continue;  // the node agent's
     if (!state_->knows_class(c)) {
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(cls.demand[i]);
-      state_->class_seen(c, demand, cls.runtime_env, fds_.listen < 0 ? 0 : cls.job);
+      state_->class_seen(c, demand, cls.runtime_env, fds_.listen < 0 ? 0 : cls.job, {cls.group, cls.bundle});
       moved = true;
     }
     if (state_->leases(c) == 0 && !proc_set::has(cls.sleeping, 0)) state_->class_stand_taken(c);
@@ -201,6 +207,8 @@ void LocalScheduler::apply(const SchedulerAction& action, int64_t now) {
     case SchedulerAction::kExit:
       segment_.proc(action.worker).exiting.store(1, std::memory_order_seq_cst);
       return Process::wake_process(segment_, action.worker);
+    case SchedulerAction::kReserve:
+      return group_reserved(action.group);
     case SchedulerAction::kStand:
       return stand(action.cls);
   }
@@ -264,7 +272,7 @@ void LocalScheduler::wake_stuck() {
 // ---- waiting ---------------------------------------------------------------------------------------
 
 bool LocalScheduler::is_quiet() const {
-  if (state_->has_backlog() || !requests_.empty() || rung_ || !reaper_->crashed().empty()) return false;
+  if (state_->has_backlog() || !requests_.empty() || !unmade_.empty() || rung_ || !reaper_->crashed().empty()) return false;
   for (const auto& [id, d] : drivers_)
     if (d.left && d.control >= 0) return false;  // it waits for the last of its logs
   for (uint32_t slot = 1; slot < workers_.size(); ++slot) {

@@ -17,6 +17,7 @@
 //   local_scheduler_workers.cpp  workers: fork, death, pipes; messages; the end
 //   local_scheduler_actors.cpp   actors: start, restart, death, the last handle
 //   local_scheduler_limits.cpp   tasks that run longer than their limit
+//   local_scheduler_groups.cpp   placement groups
 //   local_scheduler_drivers.cpp  drivers: attaching, leaving, what their tasks print
 //   local_scheduler_jobs.cpp     the end of a job, and of what is left of it
 //   local_scheduler_cluster.cpp  the agent, numbers of jobs from it, descriptors that Python watches
@@ -51,6 +52,8 @@ enum class Control : uint32_t {
   kJobOver = 10,    // agent: the job `slot`, of another node, is over
   kPrint = 12,      // agent: the job `slot`'s driver prints the text, of process `handle` on another node, stream `force`
   kRetryLater = 11,  // worker: the task `handle` raised and runs again after a delay
+  kCreateGroup = 13,  // text: a GroupRequest and what belongs to it (types_group.h)
+  kRemoveGroup = 14,  // text: the id of the group
 };
 struct ControlMessage {
   uint32_t kind;
@@ -131,6 +134,7 @@ class LocalScheduler {
  private:
   static constexpr int64_t kMs = 1000000;
   static constexpr int64_t kSweepNs = 1000 * kMs;
+  static constexpr int64_t kRemovedKeptNs = 100 * kMs;  // a placement group that is over: its number is not another's before
   static constexpr uint32_t kActorLook = 8;  // looks without a ring between two looks at all actors
   static constexpr size_t kMessageBytesMax = 65536;
   static constexpr uint32_t kUnattachedMax = 64;      // connections that have not said what they want
@@ -209,6 +213,20 @@ class LocalScheduler {
   void free_actor(uint32_t a);
   void kill_actor(const ControlMessage& m);
   void end_actor(uint32_t a, ActorEnd why);
+
+  // local_scheduler_groups.cpp
+  uint32_t find_group(const uint8_t* id) const;
+  void create_group(const char* text, size_t bytes);
+  void group_reserved(uint32_t g);
+  void wake_users();
+  void remove_group(uint32_t g, int64_t now);
+  void remove_group_named(const char* text, size_t bytes);
+  void remove_groups_of(uint32_t job, int64_t now);
+  bool has_creator(const Group& group) const;
+  void end_class(uint32_t c);
+  void recycle_groups(int64_t now);
+  bool recycle_group(uint32_t g, const std::vector<bool>& named);
+  void free_group(uint32_t g);
 
   // local_scheduler_limits.cpp
   std::vector<LimitedTask> limited_tasks(uint32_t slot) const;
@@ -293,9 +311,10 @@ class LocalScheduler {
   std::vector<SchedulerAction> actions_;
   std::deque<NodeRequest> requests_;
   std::string preload_;
+  std::vector<std::string> unmade_;  // GroupRequests, when the table is full
   bool leaving_ = false, driver_gone_ = false, moved_ = true, rung_ = true;
   LoopPace pace_;
-  int64_t sweep_at_ = 0, fork_after_ = 0;
+  int64_t sweep_at_ = 0, fork_after_ = 0, recycle_at_ = 0, recycle_wait_ = 0;
   uint32_t failed_starts_ = 0;
   uint64_t oom_kills_ = 0;  // by the kernel, when the node looked last
 };

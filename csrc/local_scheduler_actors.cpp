@@ -48,6 +48,7 @@ void LocalScheduler::look_at_actor(uint32_t a, int64_t now) {
         seen.told = true;
         return;
       }
+      if (segment_.is_over(c)) return end_actor(a, kEndGroupRemoved);
       if (seen.wanted) return;
       if (now < seen.start_at) {
         actors_due_ = std::min(actors_due_, seen.start_at);
@@ -55,7 +56,7 @@ void LocalScheduler::look_at_actor(uint32_t a, int64_t now) {
       }
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(c.demand[i]);
-      state_->actor_wanted(kActorClass + a, demand, c.runtime_env, fds_.listen < 0 ? 0 : c.job);
+      state_->actor_wanted(kActorClass + a, demand, c.runtime_env, fds_.listen < 0 ? 0 : c.job, {c.group, c.bundle});
       seen.wanted = true;
       moved_ = true;
       return;
@@ -99,7 +100,7 @@ void LocalScheduler::start_actor(const SchedulerAction& action, int64_t now) {
   requests_.back().actor = true;
   Proc& p = segment_.proc(static_cast<uint32_t>(slot));
   workers_[static_cast<uint32_t>(slot)].actor = static_cast<int>(a);
-  p.gpus = state_->actor_started(static_cast<uint32_t>(slot), action.cls, now);
+  p.gpus = state_->actor_started(static_cast<uint32_t>(slot), action.cls, now, action.pool);
   p.lease.store(action.cls + 1, std::memory_order_seq_cst);  // SYNC POINT: lease
   actors_[a].wanted = false;
   actor.slot.store(static_cast<uint32_t>(slot), std::memory_order_release);

@@ -287,6 +287,10 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
       return;
     case Control::kJobsChanged:
       return;
+    case Control::kCreateGroup:
+      return create_group(text, m.bytes);
+    case Control::kRemoveGroup:
+      return remove_group_named(text, m.bytes);
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
         kill(workers_[m.slot].pid, SIGKILL);

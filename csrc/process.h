@@ -305,6 +305,8 @@ class Process {
   void seal_creation(Handle h, State state);
   // Fails all calls of a dead actor with this ActorDeath (the node).
   void fail_calls(uint32_t cls, const std::string& death);
+  void fail_queued(uint32_t cls, ErrorCode code, const void* more, size_t n);
+  std::vector<bool> named_classes() const;
   static std::string for_call(const std::string& death, bool may_have_run);
 
   QueueProducer* producer(uint32_t cls) {

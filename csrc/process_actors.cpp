@@ -170,29 +170,8 @@ std::string Process::for_call(const std::string& death, bool may_have_run) {
 }
 
 void Process::fail_calls(uint32_t cls, const std::string& death) {
-  Class& c = segment_.cls(cls);
   std::string error = for_call(death, false);
-  proc_set::find(c.producers, [&](uint32_t slot) {
-    uint32_t index = c.queues[slot].load(std::memory_order_acquire);
-    if (index == 0) return false;
-    Queue& q = segment_.queue(index);
-    for (;;) {
-      uint64_t tail = q.tail.load(std::memory_order_acquire);  // SYNC POINT: queue-tail
-      uint64_t head = q.head.load(std::memory_order_acquire);
-      if (head >= tail) return false;
-      Handle h = task_queue::peek(segment_, q, head);
-      if (h == 0) continue;
-      Record& r = segment_.record(h);
-      uint64_t w = r.state.load(std::memory_order_acquire);
-      while ((state_of(w) == kReady || state_of(w) == kWaiting) && word_gen(w) == gen_of(h)) {
-        // SYNC POINT: record-state
-        if (!r.state.compare_exchange_weak(w, with_state(w, kClaimed, slot_), std::memory_order_acq_rel)) continue;
-        (void)seal(h, kFailed, write_failure(r, h, kErrorActorDied, error.data(), error.size()));
-        break;
-      }
-      q.head.compare_exchange_strong(head, head + 1, std::memory_order_acq_rel);
-    }
-  });
+  fail_queued(cls, kErrorActorDied, error.data(), error.size());
 }
 
 // ---- in flight --------------------------------------------------------------------------------------

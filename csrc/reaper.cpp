@@ -157,6 +157,8 @@ void Reaper::settle(uint32_t slot, Handle h, const CrashInfo& crash, bool waited
       fail(r, h, kErrorOwnerDied, nullptr);
     } else if (crash.actor >= 0 && is_actor_class(r.cls)) {
       return settle_call(r, h, w, crash, waited);
+    } else if (!cancelled && segment_.is_over(segment_.cls(r.cls))) {
+      fail(r, h, kErrorGroupRemoved, nullptr);
     } else {
       TaskFate fate = death_policy::fate_of_task(cancelled, segment_.function(r.function).max_retries, r.attempts);
       if (fate == TaskFate::kRunsAgain) return requeue(r, h, w, crash);

@@ -70,6 +70,7 @@ void Reaper::forget_job(uint32_t job) {
     if (cls.job != job || cls.state.load(std::memory_order_acquire) != kEntryUsed) continue;
     proc_set::take(cls.sleeping, node_.slot_);
     cls.job = 0;
+    cls.group = 0;
     cls.state.store(0, std::memory_order_release);  // SYNC POINT: class-entry
   }
   uint32_t functions = std::min(segment_.header().functions_used.load(std::memory_order_acquire), kFunctionsMax);

@@ -6,14 +6,17 @@
 
 namespace fastray {
 
-SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), free_(limits.total) {
+SchedulerState::SchedulerState(const Limits& limits) : limits_(limits), pools_(1), groups_(1) {
+  Pool& node = pools_[0];
+  node.used = true;
+  node.total = node.free = limits.total;
   int64_t gpus = limits.gpu < 0 ? 0 : limits.total[static_cast<size_t>(limits.gpu)] / kUnit;
-  for (int64_t g = 0; g < gpus && g < static_cast<int64_t>(kGpusMax); ++g) gpu_free_[static_cast<size_t>(g)] = kUnit;
+  for (int64_t g = 0; g < gpus && g < static_cast<int64_t>(kGpusMax); ++g) node.gpu_free[static_cast<size_t>(g)] = kUnit;
 }
 
 // ---- events ----------------------------------------------------------------------------------------
 
-void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
+void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env, uint32_t job, Place place) {
   if (classes_.size() <= cls) classes_.resize(cls + 1);
   if (!is_actor_class(cls)) task_classes_ = std::max(task_classes_, cls + 1);
   Class& c = classes_[cls];
@@ -21,6 +24,8 @@ void SchedulerState::class_seen(uint32_t cls, const Units& demand, uint32_t env,
   c.demand = demand;
   c.env = env;
   c.job = job;
+  c.place = place;
+  if (groups_.size() <= place.group) groups_.resize(place.group + 1);
 }
 
 void SchedulerState::class_gone(uint32_t cls) {
@@ -53,7 +58,7 @@ void SchedulerState::worker_blocked(uint32_t slot, bool blocked) {
   w.blocked = blocked;
   if (w.cls < 0 || limits_.cpu < 0) return;
   size_t cpu = static_cast<size_t>(limits_.cpu);
-  free_[cpu] += classes_[static_cast<size_t>(w.cls)].demand[cpu] * (blocked ? 1 : -1);
+  pools_[w.pool].free[cpu] += classes_[static_cast<size_t>(w.cls)].demand[cpu] * (blocked ? 1 : -1);
 }
 
 void SchedulerState::worker_idle(uint32_t slot, bool idle, int64_t now) {
@@ -71,12 +76,13 @@ void SchedulerState::lease_returned(uint32_t slot, int64_t now) {
   charge(w, c, +1);
   --c.leases;
   w.cls = -1;
+  w.pool = 0;
   w.gpus = 0;
   w.since = now;
 }
 
-void SchedulerState::actor_wanted(uint32_t cls, const Units& demand, uint32_t env, uint32_t job) {
-  class_seen(cls, demand, env, job);
+void SchedulerState::actor_wanted(uint32_t cls, const Units& demand, uint32_t env, uint32_t job, Place place) {
+  class_seen(cls, demand, env, job, place);
   classes_[cls].backlog = true;
   classes_[cls].unmet_since = -1;
   line_.push_back(cls);
@@ -87,10 +93,11 @@ void SchedulerState::actor_unwanted(uint32_t cls) {
   if (cls < classes_.size()) classes_[cls].backlog = false;
 }
 
-uint32_t SchedulerState::actor_started(uint32_t slot, uint32_t cls, int64_t now) {
+uint32_t SchedulerState::actor_started(uint32_t slot, uint32_t cls, int64_t now, uint32_t pool) {
   Class& c = classes_[cls];
   Worker& w = workers_[slot];
-  (void)gpus_for(c, &w.gpus, &w.gpu_units);
+  (void)gpus_for(c.demand, pools_[pool], &w.gpus, &w.gpu_units);
+  w.pool = pool;
   w.actor = true;
   w.cls = static_cast<int32_t>(cls);
   w.granted_at = w.since = now;
@@ -103,12 +110,9 @@ uint32_t SchedulerState::actor_started(uint32_t slot, uint32_t cls, int64_t now)
 // ---- counting --------------------------------------------------------------------------------------
 
 void SchedulerState::charge(Worker& w, const Class& c, int64_t sign) {
-  for (size_t i = 0; i < kResourcesMax; ++i) {
-    if (static_cast<int>(i) == limits_.cpu && w.blocked) continue;
-    free_[i] += sign * c.demand[i];
-  }
-  for (uint32_t g = 0; g < kGpusMax; ++g)
-    if (w.gpus >> g & 1) gpu_free_[g] += sign * w.gpu_units;
+  Units units = c.demand;
+  if (limits_.cpu >= 0 && w.blocked) units[static_cast<size_t>(limits_.cpu)] = 0;
+  take(pools_[w.pool], units, w.gpus, w.gpu_units, sign);
 }
 
 bool SchedulerState::zero_demand(const Class& c) const {
@@ -116,28 +120,26 @@ bool SchedulerState::zero_demand(const Class& c) const {
 }
 
 bool SchedulerState::feasible(uint32_t cls) const {
-  const Class& c = classes_[cls];
-  for (size_t i = 0; i < kResourcesMax; ++i)
-    if (c.demand[i] > limits_.total[i]) return false;
-  return true;
+  if (is_group_class(cls)) return feasible_group(cls - kGroupClass);
+  return any_pool(cls, [&](uint32_t pool) { return fits(classes_[cls].demand, pools_[pool].total); });
 }
 
-bool SchedulerState::fits(const Class& c, const Units& free) const {
+bool SchedulerState::fits(const Units& demand, const Units& free) {
   for (size_t i = 0; i < kResourcesMax; ++i)
-    if (c.demand[i] > 0 && c.demand[i] > free[i]) return false;
+    if (demand[i] > 0 && demand[i] > free[i]) return false;
   return true;
 }
 
 // Whole GPUs are empty ones; a share goes to the fullest that has room.
-bool SchedulerState::gpus_for(const Class& c, uint32_t* mask, int64_t* units) const {
+bool SchedulerState::gpus_for(const Units& wanted, const Pool& pool, uint32_t* mask, int64_t* units) const {
   *mask = 0;
   *units = 0;
-  int64_t demand = limits_.gpu < 0 ? 0 : c.demand[static_cast<size_t>(limits_.gpu)];
+  int64_t demand = limits_.gpu < 0 ? 0 : wanted[static_cast<size_t>(limits_.gpu)];
   if (demand == 0) return true;
   if (demand < kUnit) {
     int best = -1;
     for (uint32_t g = 0; g < kGpusMax; ++g)
-      if (gpu_free_[g] >= demand && (best < 0 || gpu_free_[g] < gpu_free_[static_cast<size_t>(best)]))
+      if (pool.gpu_free[g] >= demand && (best < 0 || pool.gpu_free[g] < pool.gpu_free[static_cast<size_t>(best)]))
         best = static_cast<int>(g);
     if (best < 0) return false;
     *mask = 1u << best;
@@ -146,7 +148,7 @@ bool SchedulerState::gpus_for(const Class& c, uint32_t* mask, int64_t* units) co
   }
   int64_t left = demand / kUnit;
   for (uint32_t g = 0; g < kGpusMax && left > 0; ++g) {
-    if (gpu_free_[g] != kUnit) continue;
+    if (pool.gpu_free[g] != kUnit) continue;
     *mask |= 1u << g;
     --left;
   }
@@ -178,7 +180,7 @@ uint64_t SchedulerState::coming_to(uint32_t cls, int64_t now) const {
 bool SchedulerState::has_backlog() const {
   for (uint32_t c = 0; c < task_classes_; ++c)
     if (classes_[c].known && classes_[c].backlog && feasible(c)) return true;
-  return !line_.empty();
+  return std::any_of(line_.begin(), line_.end(), [&](uint32_t c) { return feasible(c); });
 }
 
 // How many more leases the class would take now.
@@ -197,16 +199,17 @@ uint32_t SchedulerState::wanted(uint32_t cls, int64_t now) const {
 }
 
 bool SchedulerState::somebody_waits() const {
-  return !line_.empty() || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes_,
+  auto waits = [&](uint32_t cls) { return feasible(cls); };
+  return std::any_of(line_.begin(), line_.end(), waits) || std::any_of(classes_.begin() + 1, classes_.begin() + task_classes_,
                                        [](const Class& c) { return c.backlog && c.waits; });
 }
 
 // Free now, and what the leases under revocation will free.
-Units SchedulerState::coming() const {
-  Units units = free_;
+Units SchedulerState::coming(uint32_t pool) const {
+  Units units = pools_[pool].free;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls < 0 || !w.revoking) continue;
+    if (w.cls < 0 || !w.revoking || w.pool != pool) continue;
     for (size_t i = 0; i < kResourcesMax; ++i)
       if (!(w.blocked && static_cast<int>(i) == limits_.cpu)) units[i] += classes_[static_cast<size_t>(w.cls)].demand[i];
   }
@@ -225,7 +228,10 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
   keep_leases(now);
   shed_oversubscribed(now);
   uint32_t n = task_classes_;
-  if (claimant_ >= 0 && !is_actor_class(static_cast<uint32_t>(claimant_))) serve(static_cast<uint32_t>(claimant_), now);
+  for (size_t g = 0; g < claimants_.size(); ++g) {
+    int claimant = claimants_[g];
+    if (claimant >= 0 && !is_actor_class(static_cast<uint32_t>(claimant))) serve(static_cast<uint32_t>(claimant), now);
+  }
   serve_line(now);
   for (uint32_t i = 0; i < n; ++i) serve((rotate_ + i) % n, now);
   if (n != 0) rotate_ = (rotate_ + 1) % n;
@@ -238,43 +244,44 @@ void SchedulerState::decide(int64_t now, std::vector<SchedulerAction>* actions) 
 // from here on: it is charged by actor_started(), after the decision.
 void SchedulerState::serve_line(int64_t now) {
   uint32_t started = 0;
-  for (uint32_t cls : line_) {
+  std::vector<uint32_t> line = line_;
+  for (uint32_t cls : line) {
     Class& c = classes_[cls];
-    uint32_t mask;
-    int64_t units;
-    if (!fits(c, free_) || !gpus_for(c, &mask, &units)) {
+    if (!feasible(cls)) continue;  // its group is not reserved, or a group will never fit
+    if (is_group_class(cls)) {
+      serve_group(cls, now);
+      continue;
+    }
+    if (pool_for(cls, false) < 0) {
       make_room(cls, now);
       continue;
     }
-    if (!fits_beside_claimant(cls)) continue;
+    int pool = pool_for(cls, true);
+    if (pool < 0) continue;
     if (started == kStartsMax) {
       due(now + kMs);
       break;
     }
     ++started;
-    reserve(c);
-    if (static_cast<int>(cls) == claimant_) {
+    reserve(c, static_cast<uint32_t>(pool));
+    if (static_cast<int>(cls) == claimant_of(cls)) {
       int64_t since = std::exchange(c.unmet_since, -1);  // it keeps its place in case it cannot be forked
       find_claimant(now);
       c.unmet_since = since;
     }
-    out_->push_back({SchedulerAction::kStart, 0, cls, c.env, 0});
+    out_->push_back({SchedulerAction::kStart, 0, cls, c.env, 0, static_cast<uint32_t>(pool)});
   }
 }
 
-void SchedulerState::reserve(const Class& c) {
-  Worker w;
-  (void)gpus_for(c, &w.gpus, &w.gpu_units);
-  reserved_.push_back({c.demand, w.gpus, w.gpu_units});
-  charge(w, c, -1);
+void SchedulerState::reserve(const Class& c, uint32_t pool) {
+  Reserved r{pool, c.demand, 0, 0};
+  (void)gpus_for(c.demand, pools_[pool], &r.gpus, &r.gpu_units);
+  take(pools_[pool], r.demand, r.gpus, r.gpu_units, -1);
+  reserved_.push_back(r);
 }
 
 void SchedulerState::release_reserved() {
-  for (const Reserved& r : reserved_) {
-    for (size_t i = 0; i < kResourcesMax; ++i) free_[i] += r.demand[i];
-    for (uint32_t g = 0; g < kGpusMax; ++g)
-      if (r.gpus >> g & 1) gpu_free_[g] += r.gpu_units;
-  }
+  for (const Reserved& r : reserved_) take(pools_[r.pool], r.demand, r.gpus, r.gpu_units, +1);
   reserved_.clear();
 }
 
@@ -292,9 +299,9 @@ void SchedulerState::keep_leases(int64_t now) {
 
 // Workers that were blocked work again and there are more than CPUs: one at a time gives its lease back.
 void SchedulerState::shed_oversubscribed(int64_t now) {
-  Units left = coming();
-  bool over = (limits_.cpu >= 0 && left[static_cast<size_t>(limits_.cpu)] < 0) ||
-              (!classes_.empty() && awake(0) > limits_.cpus && limits_.cpu < 0);
+  uint32_t pool = 0;
+  while (pool < pools_.size() && (limits_.cpu < 0 || coming(pool)[static_cast<size_t>(limits_.cpu)] >= 0)) ++pool;
+  bool over = pool < pools_.size() || (limits_.cpu < 0 && !classes_.empty() && awake(0) > limits_.cpus);
   if (!over) {
     over_since_ = -1;
     return;
@@ -304,7 +311,7 @@ void SchedulerState::shed_oversubscribed(int64_t now) {
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls < 0 || w.actor || w.blocked || w.revoking) continue;
+    if (w.cls < 0 || w.actor || w.blocked || w.revoking || (pool < pools_.size() && w.pool != pool)) continue;
     if (limits_.cpu >= 0 && classes_[static_cast<size_t>(w.cls)].demand[static_cast<size_t>(limits_.cpu)] == 0) continue;
     const Worker* b = best < 0 ? nullptr : &workers_[static_cast<size_t>(best)];
     bool better = b == nullptr || w.idle > b->idle || (w.idle == b->idle && w.granted_at > b->granted_at);
@@ -327,11 +334,12 @@ int SchedulerState::free_worker(uint32_t env) const {
 void SchedulerState::serve(uint32_t cls, int64_t now) {
   Class& c = classes_[cls];
   uint32_t want = wanted(cls, now);
-  while (want > 0 && fits_beside_claimant(cls)) {
-    int slot = free_worker(c.env);
-    if (slot < 0 || !grant(cls, static_cast<uint32_t>(slot), now)) break;
+  while (want > 0) {
+    int slot = free_worker(c.env), pool = slot < 0 ? -1 : pool_for(cls, true);
+    if (pool < 0) break;
+    grant(cls, static_cast<uint32_t>(slot), static_cast<uint32_t>(pool), now);
     c.unmet_since = -1;
-    if (static_cast<int>(cls) == claimant_) find_claimant(now);  // it has its turn: who waits longest now?
+    if (static_cast<int>(cls) == claimant_of(cls)) find_claimant(now);  // it has its turn: who waits longest now?
     // one GPU at a time: whoever got it may take all the work, and the next decision is a millisecond away
     want = workers_[static_cast<size_t>(slot)].gpus != 0 ? 0 : wanted(cls, now);
   }
@@ -341,14 +349,13 @@ void SchedulerState::serve(uint32_t cls, int64_t now) {
     if (c.backlog) due(now + kComingNs);
     return;
   }
-  uint32_t mask;
-  int64_t units;
-  if (!fits(c, free_) || !gpus_for(c, &mask, &units)) return make_room(cls, now);
-  if (!fits_beside_claimant(cls)) return;
+  if (pool_for(cls, false) < 0) return make_room(cls, now);
+  int pool = pool_for(cls, true);
+  if (pool < 0) return;
   // only workers are missing; those on their way count
-  Units left = free_;
+  Units left = pools_[static_cast<size_t>(pool)].free;
   bool urgent = c.backlog || awake(cls) == 0 || c.leases < limits_.cpus;
-  for (; want > 0 && fits(c, left) && urgent; --want) {
+  for (; want > 0 && fits(c.demand, left) && urgent; --want) {
     for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= c.demand[i];
     auto it = std::find(starting_envs_.begin(), starting_envs_.end(), c.env);
     if (it != starting_envs_.end())
@@ -367,18 +374,16 @@ int SchedulerState::victim(uint32_t for_cls, bool busy, int64_t now) const {
   int best = -1;
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
-    if (w.cls < 0 || w.actor || w.revoking || w.cls == static_cast<int32_t>(for_cls)) continue;
+    if (w.cls < 0 || w.actor || w.revoking || w.cls == static_cast<int32_t>(for_cls) || !may_use(for_cls, w.pool)) continue;
     const Class& c = classes_[static_cast<size_t>(w.cls)];
     if (busy ? now - w.granted_at < kStarvedNs : !w.idle || c.backlog) continue;
     if (most != 0 && (c.job == f.job || cpus_of(c.job) <= most)) continue;
     bool helps = false;
     for (size_t i = 0; i < kResourcesMax; ++i) {
       bool freed = c.demand[i] > 0 && !(w.blocked && static_cast<int>(i) == limits_.cpu);
-      helps = helps || (freed && f.demand[i] > free_[i]);
+      helps = helps || (freed && f.demand[i] > pools_[w.pool].free[i]);
     }
-    uint32_t mask;
-    int64_t units;
-    helps = helps || (w.gpus != 0 && !gpus_for(f, &mask, &units));
+    helps = helps || (w.gpus != 0 && fits(f.demand, pools_[w.pool].free) && !fits_in(for_cls, pools_[w.pool]));
     if (!helps) continue;
     if (best < 0 || w.granted_at < workers_[static_cast<size_t>(best)].granted_at) best = static_cast<int>(s);
   }
@@ -392,31 +397,29 @@ void SchedulerState::make_room(uint32_t cls, int64_t now) {
     c.unmet_since = -1;  // it wants more, but it is not starved
   else if (c.unmet_since < 0)
     c.unmet_since = now;
-  while (!fits(c, coming())) {
+  auto comes = [&](uint32_t pool) { return fits(c.demand, coming(pool)); };
+  while (!any_pool(cls, comes)) {
     int slot = victim(cls, false, now);
     if (slot < 0 && c.unmet_since >= 0 && now - c.unmet_since >= kStarvedNs) slot = victim(cls, true, now);
     if (slot < 0) break;
     revoke(static_cast<uint32_t>(slot));
   }
-  if (c.unmet_since >= 0) due(std::max(now + kMs, c.unmet_since + kStarvedNs));
+  // what actors, groups and blocked tasks hold comes with an event
+  if (c.unmet_since >= 0 && can_come(cls)) due(std::max(now + kMs, c.unmet_since + kStarvedNs));
 }
 
-bool SchedulerState::grant(uint32_t cls, uint32_t slot, int64_t now) {
+void SchedulerState::grant(uint32_t cls, uint32_t slot, uint32_t pool, int64_t now) {
   Class& c = classes_[cls];
   Worker& w = workers_[slot];
-  uint32_t mask;
-  int64_t units;
-  if (!gpus_for(c, &mask, &units)) return false;
   w.cls = static_cast<int32_t>(cls);
-  w.gpus = mask;
-  w.gpu_units = units;
+  w.pool = pool;
+  (void)gpus_for(c.demand, pools_[pool], &w.gpus, &w.gpu_units);
   w.granted_at = w.since = w.coming_since = now;
   w.idle = false;
   charge(w, c, -1);
   ++c.leases;
   c.standing = false;
-  out_->push_back({SchedulerAction::kGrant, slot, cls, c.env, mask});
-  return true;
+  out_->push_back({SchedulerAction::kGrant, slot, cls, c.env, w.gpus, pool});
 }
 
 void SchedulerState::revoke(uint32_t slot) {
@@ -454,18 +457,23 @@ void SchedulerState::stand() {
 }
 
 bool SchedulerState::is_valid() const {
-  Units sum = free_;
+  std::vector<Units> sums;
+  for (const Pool& pool : pools_) sums.push_back(pool.free);
+  for (size_t p = 1; p < pools_.size(); ++p)
+    for (size_t i = 0; i < kResourcesMax; ++i) sums[0][i] += pools_[p].total[i];
   std::vector<uint32_t> leases(classes_.size());
   for (uint32_t s : slots_) {
     const Worker& w = workers_[s];
     if (w.cls < 0) continue;
     ++leases[static_cast<size_t>(w.cls)];
     for (size_t i = 0; i < kResourcesMax; ++i)
-      if (!(w.blocked && static_cast<int>(i) == limits_.cpu)) sum[i] += classes_[static_cast<size_t>(w.cls)].demand[i];
+      if (!(w.blocked && static_cast<int>(i) == limits_.cpu)) sums[w.pool][i] += classes_[static_cast<size_t>(w.cls)].demand[i];
   }
   for (size_t c = 0; c < classes_.size(); ++c)
     if (leases[c] != classes_[c].leases) return false;
-  return sum == limits_.total;
+  for (size_t p = 0; p < pools_.size(); ++p)
+    if (sums[p] != pools_[p].total) return false;
+  return true;
 }
 
 }  // namespace fastray

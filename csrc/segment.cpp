@@ -43,6 +43,7 @@ struct Layout {
     h.actors = take(sizeof(Actor) * kActorsMax);
     h.actor_logs = take(sizeof(uint64_t) * kActorLogEntries * kActorsMax);
     h.jobs = take(sizeof(Job) * kJobsKept);
+    h.groups = take(sizeof(Group) * kGroupsMax);
     h.chunk_owners = take(sizeof(uint32_t) * kChunksMax);
     h.returned = take(uint64_t{kRecordsMax} / 8);
     h.records = take(sizeof(Record) * uint64_t{kRecordsMax});

@@ -7,6 +7,7 @@
 
 #include "flight_recorder.h"
 #include "types_actor.h"
+#include "types_group.h"
 
 namespace fastray {
 
@@ -38,6 +39,13 @@ class Segment {
   Function& function(uint32_t f) const { return at<Function>(header().functions)[f]; }
   Actor& actor(uint32_t a) const { return at<Actor>(header().actors)[a]; }
   Job& job(uint32_t number) const { return at<Job>(header().jobs)[number % kJobsKept]; }
+  Group& group(uint32_t g) const { return at<Group>(header().groups)[g]; }
+  // Its placement group was removed.
+  bool is_over(const Class& c) const {
+    if (c.group == 0) return false;
+    const Group& g = group(c.group);  // SYNC POINT: group-state
+    return g.life.load(std::memory_order_relaxed) != c.group_life || g.state.load(std::memory_order_acquire) == kGroupRemoved;
+  }
   Actor& actor_of_class(uint32_t cls) const { return actor(cls - kActorClass); }
   std::atomic<uint64_t>& actor_log(uint32_t a, uint64_t n) const {
     uint64_t entry = uint64_t{a} * kActorLogEntries + n % kActorLogEntries;

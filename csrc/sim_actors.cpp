@@ -68,7 +68,7 @@ void World::start_actor(const SchedulerAction& action) {
   int slot = prepare_fork(action.env);
   if (slot < 0) return;
   say("start actor %u in %d", a, slot);
-  check_grant(static_cast<uint32_t>(slot), action.cls);
+  check_grant(static_cast<uint32_t>(slot), action.cls, action.pool);
   Worker& w = workers_[static_cast<size_t>(slot)];
   w.actor = static_cast<int>(a);
   uint32_t gpus = state_.actor_started(static_cast<uint32_t>(slot), action.cls, now_);

@@ -28,11 +28,13 @@ void World::charge(uint32_t slot, uint32_t cls, uint32_t gpus) {
 Units World::free_by_books() const {
   Units left = node_.total;
   for (const Worker& w : workers_) {
-    if (w.charged < 0) continue;
+    if (w.charged < 0 || in_bundle(w)) continue;
     const Units& demand = classes_[static_cast<size_t>(w.charged)].demand;
     for (size_t i = 0; i < kResourcesMax; ++i)
       if (!(w.charged_blocked && static_cast<int>(i) == node_.cpu)) left[i] -= demand[i];
   }
+  for (uint32_t g = 1; g < groups_.size(); ++g)
+    for (size_t i = 0; i < kResourcesMax && groups_[g].reserved; ++i) left[i] -= demand_of_group(g)[i];
   return left;
 }
 
@@ -42,7 +44,12 @@ void World::check() {
   Units left = free_by_books(), beside_starts = left;
   std::vector<uint32_t> served;
   for (const SchedulerAction& a : actions_) {
+    if (a.kind == SchedulerAction::kReserve) {
+      for (size_t i = 0; i < kResourcesMax; ++i) left[i] -= demand_of_group(a.group)[i];
+      for (size_t i = 0; i < kResourcesMax; ++i) beside_starts[i] -= demand_of_group(a.group)[i];
+    }
     if (a.kind != SchedulerAction::kGrant && a.kind != SchedulerAction::kStart) continue;
+    if (classes_[a.cls].place.group != 0) continue;  // of a bundle
     bool spared = a.kind == SchedulerAction::kGrant && workers_[a.worker].charged_blocked;
     for (size_t i = 0; i < kResourcesMax; ++i) {
       int64_t taken = spared && static_cast<int>(i) == node_.cpu ? 0 : classes_[a.cls].demand[i];
@@ -58,7 +65,7 @@ void World::check() {
 }
 
 // Nothing is given that is not there, nor to a worker that cannot use it.
-void World::check_grant(uint32_t slot, uint32_t cls) {
+void World::check_grant(uint32_t slot, uint32_t cls, uint32_t pool) {
   const Worker& w = workers_[slot];
   const ClassInfo& c = classes_[cls];
   if (w.charged >= 0) return violated("worker %u gets class %u and has class %d", slot, cls, w.charged);
@@ -67,6 +74,7 @@ void World::check_grant(uint32_t slot, uint32_t cls) {
   if (w.exiting) return violated("class %u goes to worker %u, which was told to leave", cls, slot);
   if (w.actor >= 0) return violated("class %u goes to worker %u of actor %d", cls, slot, w.actor);
   check_needed(cls);
+  if (c.place.group != 0) return check_bundle(slot, cls, pool);
   Units left = free_by_books();
   for (size_t i = 0; i < kResourcesMax; ++i) {
     if (c.demand[i] == 0) continue;
@@ -105,7 +113,9 @@ void World::check_gpus() {
                       static_cast<long long>(whole));
   }
   std::array<int64_t, kGpusMax> used{};
-  for (const Worker& w : workers_) add_gpus(w, &used);
+  for (const Worker& w : workers_)
+    if (!in_bundle(w)) add_gpus(w, &used);
+  add_bundle_gpus(&used);
   int64_t gpus = node_.total[static_cast<size_t>(node_.gpu)] / kUnit;
   for (uint32_t g = 0; g < kGpusMax; ++g)
     if (used[g] > (g < gpus ? kUnit : 0)) return violated("GPU %u is shared beyond its units", g);
@@ -149,6 +159,7 @@ void World::note_unmet(const Units& left, const std::vector<uint32_t>& served) {
 
 // `left` is what remains after the grant, `served` who was given something by the same decision before.
 void World::check_claimant(uint32_t cls, const Units& left, const std::vector<uint32_t>& served) {
+  if (groups_.size() > 1) return;  // a group may be the claimant, and waits for others than these books say
   int64_t oldest = now_ - kPatience;
   int claimant = -1;
   auto look = [&](uint32_t c) {

@@ -105,8 +105,12 @@ void World::look_at_classes() {
   for (uint32_t cls : task_classes_) {
     ClassInfo& c = classes_[cls];
     if (!c.used) continue;
+    if (is_over(cls)) {
+      end_class(cls);
+      continue;
+    }
     if (!c.seen) {
-      state_.class_seen(cls, c.demand, c.env);
+      state_.class_seen(cls, c.demand, c.env, 0, c.place);
       c.seen = moved_ = true;
     }
     if (state_.leases(cls) == 0 && !c.stand) state_.class_stand_taken(cls);
@@ -158,6 +162,10 @@ void World::apply(const SchedulerAction& action) {
       say("exit %u", action.worker);
       workers_[action.worker].exiting = true;
       return wake(action.worker);
+    case SchedulerAction::kReserve:
+      say("reserve group %u", action.group);
+      groups_[action.group].reserved = true;
+      return;
     case SchedulerAction::kStand:
       return stand(action.cls);
   }
@@ -165,7 +173,8 @@ void World::apply(const SchedulerAction& action) {
 
 void World::grant(const SchedulerAction& action) {
   say("grant class %u to %u gpus %x", action.cls, action.worker, action.gpus);
-  check_grant(action.worker, action.cls);
+  check_grant(action.worker, action.cls, action.pool);
+  workers_[action.worker].pool = action.pool;
   workers_[action.worker].granted_at = now_;
   workers_[action.worker].looked = false;
   charge(action.worker, action.cls, action.gpus);

@@ -31,13 +31,13 @@ Outcome run_node(uint64_t seed, const Limits& limits) { return World(seed, limit
 
 World::World(uint64_t seed, const Limits& limits)
     : random_(seed), limits_(limits), node_(node_limits(random_)), state_(node_) {
-  plan();
+  plan(seed);
 }
 
 // ---- the plan --------------------------------------------------------------------------------------
 
 // Each seed has its own weather: some have no faults, some only one kind, some all.
-void World::plan() {
+void World::plan(uint64_t seed) {
   quiet_at_ = random_.between(20 * kMs, 400 * kMs);
   auto sometimes = [&](uint32_t most) { return random_.chance(500) ? random_.below(most) : 0; };
   lose_ring_ = sometimes(400);
@@ -60,6 +60,7 @@ void World::plan() {
     const Units& demand = classes_[cls].demand;
     if (demand[kGpu] == 0 && demand[kCustom] == 0) child_classes_.push_back(cls);
   }
+  plan_groups(seed);
   plan_actors();
   plan_submissions();
   plan_faults();
@@ -182,6 +183,10 @@ void World::handle(const Event& e) {
     case What::kNotice:  // the node is in the middle of a fork: later
       if (busy_until_ > now_) return after(busy_until_ - now_, What::kNotice, e.a, e.b);
       return worker_died(e.a);
+    case What::kMakeGroup:
+    case What::kRemoveGroup:
+      if (busy_until_ > now_) return after(busy_until_ - now_, e.what, e.a, e.b);
+      return e.what == What::kMakeGroup ? make_group(e.a) : remove_group(e.a);
     case What::kResume:
       workers_[e.a].stopped = false;
       return worker_looks(e.a);

@@ -192,6 +192,7 @@ void World::die(uint32_t slot, const char* why) {
 void World::settle_task(int task) {
   Task& t = tasks_[static_cast<size_t>(task)];
   if (t.ended()) return;
+  if (!t.cancel && is_over(t.cls)) return seal(task, Kind::kTaskFailed);
   switch (death_policy::fate_of_task(t.cancel, t.max_retries, t.attempts)) {
     case TaskFate::kCancelled:
       return seal(task, Kind::kTaskCancelled);

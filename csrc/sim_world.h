@@ -11,6 +11,7 @@
 //   sim_node.cpp     the node
 //   sim_workers.cpp  workers and tasks
 //   sim_actors.cpp   actors and their calls
+//   sim_groups.cpp   placement groups
 //   sim_checks.cpp   invariants
 //
 // Not shipped into any hot path: fastray/sim calls run_node(). What is simulated here and how it was shown to find
@@ -107,6 +108,7 @@ struct Worker {
   int actor = -1;
   // the node's books, kept here a second time
   int charged = -1;            // class
+  uint32_t pool = 0;
   bool charged_blocked = false;
 };
 
@@ -114,11 +116,17 @@ struct ClassInfo {
   bool used = false, seen = false;
   Units demand{};
   uint32_t env = 0;
+  Place place{};
   bool stand = false;          // the node is among its sleepers
   std::vector<int> ready;
   uint64_t heads = 0, heads_seen = 0;
   bool stuck = false;
   int64_t unmet_since = -1;    // sim_checks.cpp's own idea of it
+};
+
+struct SimGroup {
+  std::vector<BundleUnits> bundles;
+  bool reserved = false, removed = false;
 };
 
 struct SimActor {
@@ -143,7 +151,8 @@ struct SimActor {
 
 enum class What : uint8_t {
   kLook, kForked, kBoot, kWorkerLooks, kStep, kUnblock, kNotice, kSubmit, kFault, kDriverLeaves, kCancel, kKillActor,
-  kActorStep, kDropHandles, kResume, kSubmitLate,
+  kActorStep, kDropHandles, kResume, kSubmitLate, kMakeGroup,
+  kRemoveGroup,
 };
 
 struct Event {
@@ -161,7 +170,7 @@ class World {
 
  private:
   // sim_run.cpp
-  void plan();
+  void plan(uint64_t seed);
   void plan_class(uint32_t cls);
   Units feasible_demand(bool actor);
   void plan_actors();
@@ -236,10 +245,21 @@ class World {
   void fail_calls(uint32_t a);
   void kill_actor(uint32_t a, bool no_restart);
 
+  // sim_groups.cpp
+  void plan_groups(uint64_t seed);
+  bool is_over(uint32_t cls) const;
+  void make_group(uint32_t g);
+  void remove_group(uint32_t g);
+  void end_class(uint32_t cls);
+  Units demand_of_group(uint32_t g) const;
+  bool in_bundle(const Worker& w) const;
+  void check_bundle(uint32_t slot, uint32_t cls, uint32_t pool);
+  void add_bundle_gpus(std::array<int64_t, kGpusMax>* used);
+
   // sim_checks.cpp
   Units free_by_books() const;
   void check();
-  void check_grant(uint32_t slot, uint32_t cls);
+  void check_grant(uint32_t slot, uint32_t cls, uint32_t pool);
   void check_needed(uint32_t cls);
   void check_gpus();
   void add_gpus(const Worker& w, std::array<int64_t, kGpusMax>* used) const;
@@ -270,6 +290,7 @@ class World {
   std::vector<Worker> workers_;
   std::vector<Task> tasks_;
   std::vector<SimActor> actors_;
+  std::vector<SimGroup> groups_{1};  // from 1 on
   std::vector<bool> driver_gone_;
 
   // the node

@@ -223,6 +223,7 @@ enum ErrorCode : uint8_t {
   kErrorActorUnavailable = 8,  // the same: it died and starts again
   kErrorLost = 9,       // followed by a LostReason and a UTF-8 message
   kErrorAgent = 10,     // followed by a pickled FastrayError: what the node agent says
+  kErrorGroupRemoved = 11,  // its placement group was: nothing follows
 };
 enum LostReason : uint8_t {
   kLostNoTask = 1,    // no task makes it: put(), an item of a stream
@@ -345,6 +346,8 @@ struct Class {
   uint32_t routed;                 // 1: not for workers here, the node agent says where its tasks run
   uint32_t placement;              // then: function-table index of the pickled wishes (demand, strategy, labels)
   uint32_t job;                    // whose it is; 0: everybody's
+  uint32_t group, group_life;      // its placement group (types_group.h), 0: none
+  int32_t bundle;                  // of it, -1: any
   alignas(kCacheLine) ProcSet sleeping;   // leased workers that sleep; whoever clears a bit must wake
   alignas(kCacheLine) ProcSet polling;    // leased workers that look for work, or were just woken
   alignas(kCacheLine) ProcSet producers;  // processes with a queue of this class
@@ -393,7 +396,7 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, chunk_owners, returned, records, regions, data;
+  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, groups, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   Offset durable, inherited;  // durable sessions only (durable_index.h, durable.h); else 0
   std::atomic<uint32_t> incarnations;

@@ -34,6 +34,7 @@ enum ActorEnd : uint32_t {
   kEndTimedOut = 7,      // a call ran longer than its limit
   kEndJobOver = 8,       // the driver that owned it (or its owner) ended
   kEndNodeGone = 9,      // the node where it ran is gone
+  kEndGroupRemoved = 10,  // its placement group was removed
 };
 
 // One cache line that callers and the worker read, one that the worker writes, then what is rarely read.

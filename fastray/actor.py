@@ -273,13 +273,13 @@ class ActorClass:
             if found is not None:
                 return _rebuild(*found)
         code, info = self._export(runtime)
-        demand, resources, environment, placement = runtime.actor_needs(options, self.__name__)
+        demand, resources, environment, placement, place = runtime.actor_needs(options, self.__name__)
         flags = (DETACHED if options.lifetime == "detached" else 0) | (CHECKPOINTS if self._info.checkpoints else 0)
         flags |= OUT_OF_ORDER if options.allow_out_of_order_execution else 0
         try:
             actor = _native.register_actor(
                 demand, resources, environment, flags, options.max_restarts, info, self._info.name,
-                options.name or "", name_space if options.name else "", placement,
+                options.name or "", name_space if options.name else "", placement, place=place,
             )  # fmt: skip
         except _native.NameTaken:
             return self._existing(name_space)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SIGKILL = 9
 # ActorEnd
-CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER, NODE_GONE = range(1, 10)
+CRASHED, INIT_FAILED, KILLED, EXITED, HANDLES_GONE, START_FAILED, TIMED_OUT, JOB_OVER = range(1, 9)
+NODE_GONE, GROUP_REMOVED = 9, 10
 _WHY = {
     CRASHED: "its process died",
     INIT_FAILED: "its constructor raised",
@@ -32,6 +33,7 @@ _WHY = {
     START_FAILED: "its process could not be started",
     TIMED_OUT: "a call, or its constructor, ran longer than its timeout_s and its process was killed",
     NODE_GONE: "the node where it ran is gone",
+    GROUP_REMOVED: "its placement group was removed",
     JOB_OVER: "the driver that owned it ended (only lifetime=\"detached\" lives on)",
 }
 

@@ -235,7 +235,7 @@ def nodes() -> list[dict[str, Any]]:
             "NodeName": "127.0.0.1",
             "alive": True,
             "Resources": resources,
-            "Labels": {"ray.io/node-id": runtime.node_id(), **runtime.labels()},
+            "Labels": runtime.labels(),
         }
     ]
 

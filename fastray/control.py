@@ -1,9 +1,9 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message and kill_actor_message, the
-agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message` first and gets an answer,
-see docs/internals/daemon.md.
+sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message, kill_actor_message and
+those of groups, the agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message`
+first and gets an answer, see docs/internals/daemon.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
-ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT = 9, 10, 11, 12
+ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT, CREATE_GROUP, REMOVE_GROUP = range(9, 15)
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -103,3 +103,13 @@ def recorded_message(slot: int) -> bytes:
 def retry_message(handle: int) -> bytes:
     """The task `handle` raised and is ready to run again: queue it after a delay."""
     return _MESSAGE.pack(RETRY_LATER, 0, handle, 0, 0)
+
+
+def create_group_message(request: bytes) -> bytes:
+    """A placement group is wanted; `request` is a GroupRequest and what belongs to it (csrc/types_group.h)."""
+    return _MESSAGE.pack(CREATE_GROUP, 0, 0, 0, len(request)) + request
+
+
+def remove_group_message(group_id: bytes) -> bytes:
+    """The placement group with this id is not wanted any more."""
+    return _MESSAGE.pack(REMOVE_GROUP, 0, 0, 0, len(group_id)) + group_id

@@ -106,6 +106,10 @@ class TaskPlacementGroupRemoved(FastrayError):
         super().__init__(message)
 
 
+class PlacementGroupExistsError(FastrayError, ValueError):
+    """A placement group in this namespace has the name. Ray raises a RaySystemError."""
+
+
 class TooManyTasksError(FastrayError):
     """The node's table of records is full: too many tasks and objects are referenced at once.
 
@@ -413,6 +417,7 @@ __all__ = [
     "PendingCallsLimitExceeded",
     "RayActorError",
     "RayError",
+    "PlacementGroupExistsError",
     "RaySystemError",
     "RayTaskError",
     "ReferenceCountingAssertionError",

@@ -41,7 +41,7 @@ def main() -> None:
     loop = LocalScheduler(SEGMENT_FD, BELL_FD, CONTROL_FD, log_fd)
     _modules.extend(hello.get("preload", ()))
     loop.preload_later(list(_modules))
-    serve(loop, str(hello.get("namespace") or ""), str(hello.get("record_failures") or ""))
+    serve(loop, str(hello.get("namespace") or ""), str(hello.get("record_failures") or ""), labels=hello.get("labels"))
     os._exit(0)
 
 
@@ -50,10 +50,11 @@ def serve(
     namespace: str = "",
     record_failures: str = "",
     on_readable: Callable[[int], None] | None = None,
+    labels: dict[str, str] | None = None,
 ) -> None:
     """Runs the node until it is to leave, when all that it started is dead. Does not return in workers.
 
-    `on_readable(fd)` is called for descriptors that the loop watches.
+    `on_readable(fd)` is called for descriptors that the loop watches; `labels` are those of a private node.
     """
     import cloudpickle  # noqa: F401  (for the workers)
 
@@ -61,6 +62,7 @@ def serve(
 
     fastray.worker.driver_namespace = namespace
     fastray.worker.record_failures = record_failures
+    fastray.worker.driver_labels = labels or {}
     loop.set_ready()
     gc.disable()  # workers inherit the heap: do not touch it
     gc.freeze()

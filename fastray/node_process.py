@@ -31,7 +31,7 @@ class NodeProcess:
 
     def __init__(
         self, segment_fd: int, bell_fd: int, cpus: int, log_to_driver: bool, namespace: str = "",
-        record_failures: str | None = None,
+        record_failures: str | None = None, labels: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_ours, log_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -41,7 +41,8 @@ class NodeProcess:
         self._status: int | None = None
         self._printed = _thread.allocate_lock()
         self._printed.acquire()
-        ours.send(marshal.dumps({**_hello(cpus, namespace), "record_failures": record_failures}))
+        given = {"record_failures": record_failures, "labels": labels or {}}
+        ours.send(marshal.dumps({**_hello(cpus, namespace), **given}))
         self.pid = _spawn((segment_fd, bell_fd, theirs.fileno(), log_theirs.fileno()))
         theirs.close()
         log_theirs.close()

@@ -55,7 +55,9 @@ def total_resources(attachment: Attachment) -> dict[str, float]:
 
 def available_resources(attachment: Attachment) -> dict[str, float]:
     """What no running task holds, by name; names that are used up are left out, as in Ray."""
-    used = {name: units / UNIT for name, units in attachment.leased().items()}
+    from fastray._native.groups import leased
+
+    used = {name: units / UNIT for name, units in leased(attachment).items()}
     used["object_store_memory"] = float(attachment.store_usage()["object_bytes"])
     left = {name: total - used.get(name, 0) for name, total in total_resources(attachment).items()}
     return {name: amount for name, amount in left.items() if amount > 0}

@@ -156,6 +156,7 @@ class TaskOptions:
             self.runtime_env.key() if self.runtime_env else None,
             strategy_key(self.scheduling_strategy),
             tuple(sorted(self.label_selector.items())),
+            None if self.fallback_strategy is None else repr(self.fallback_strategy),
         )
 
     def key(self) -> tuple[object, ...]:

@@ -136,6 +136,8 @@ class RemoteFunction(TaskFunction):
         returns = options.returns(bool(code_flags(self._function) & CO_GENERATOR), self.__qualname__)
         streaming = returns == STREAMING
         cls = runtime.scheduling_class(options)
+        group, group_life = runtime.group_of_class(cls)
+        shown = 0 if group else cls  # groups come and go: the entry is the same for all of them
         flags = (FLAG_RETRY_EXCEPTIONS if options.retry_exceptions else 0) | (FLAG_STREAMING if streaming else 0)
         name = options.name or self.__qualname__.rpartition(">.")[2]
         retry_on: object = options.retry_exceptions
@@ -148,14 +150,13 @@ class RemoteFunction(TaskFunction):
         data, references = self._pickled()
         handles = [runtime.attachment.handle_of(ref) for ref in references]
         blob = pickle.dumps((data, handles, retry_on, name, None, self._digest(runtime), options.seed), protocol=5)
-        digest = blake2b(blob + repr((numbers, cls)).encode(), digest_size=16).digest()
+        digest = blake2b(blob + repr((numbers, shown)).encode(), digest_size=16).digest()
         index = runtime.attachment.register_function(
-            blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, cls,
+            blob, digest, name, flags, options.max_retries, 1 if streaming else returns, options.max_calls, shown,
             timeout_ms,
         )  # fmt: skip
         ahead = max(0, options.generator_backpressure_num_objects)
-        self._exported(index, cls, 1 if streaming else returns, streaming, ahead)
-
+        self._exported(index, cls, 1 if streaming else returns, streaming, ahead, group, group_life)
 
     def _export_cached(self, runtime: Runtime) -> None:
         from fastray.recovery.cache import CachedFunction

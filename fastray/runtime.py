@@ -29,9 +29,10 @@ from fastray.config import (
     detect_memory_bytes,
     parse_init,
 )
+from fastray.feasibility import NODE_ID, missing, refuse_actor, refuse_task, wishes_of
 from fastray.node_state import job_id_of, node_id_of
 from fastray.options import TaskOptions, to_units
-from fastray.runtime_env import JOB, RuntimeEnv, parse_runtime_env
+from fastray.runtime_env import GROUP, JOB, RuntimeEnv, parse_runtime_env
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
     from fastray.actor_options import ActorOptions
     from fastray.attach import AttachedNode
     from fastray.node_process import NodeProcess
+    from fastray.placement_groups import Place
     from fastray.recovery.durable import DurablePath
     from fastray.recovery.failures import FailureRecorder
 
 DRIVER = 1  # ProcKind
 ACTOR_CLASS = 1024  # kActorClass: scheduling classes from here on belong to actors
+OUTSIDE = (0, 0, 0)  # the place of what runs in no placement group
 
 _current: Runtime | None = None
 _forked = False
@@ -69,8 +72,12 @@ class Runtime:
         self.is_durable = attachment.durable_address() != 0
         self._actors: ActorTables | None = None
         self.driver_namespace = ""  # in a worker
+        self.driver_labels: dict[str, str] = {}
         self.bell_fd = -1
         self._classes: dict[object, int] = {}
+        self._groups: dict[int, tuple[int, int]] = {}  # of classes: entry and life of their placement group
+        self.captured_group: bytes | None = None  # in a worker: where the children of its tasks run
+        self.local_groups: dict[bytes, tuple[list[dict[str, float]], str, str]] = {}  # local mode
         self._totals = attachment.resources()
         self._environments: dict[object, int] = {}
         self._job_environment: RuntimeEnv | None = None
@@ -80,6 +87,8 @@ class Runtime:
             self._job_environment = RuntimeEnv(
                 _validate=False, **pickle.loads(attachment.function_blob(attachment.own_environment()))
             )
+            captured = self._job_environment.pop(GROUP, None)
+            self.captured_group = captured if isinstance(captured, bytes) else None
 
     @classmethod
     def for_worker(cls, attachment: Attachment, control_fd: int) -> Runtime:
@@ -104,42 +113,36 @@ class Runtime:
         """
         key = options.scheduling_key()
         index = self._classes.get(key)
-        if index is None:
-            demand = options.demand()
-            problems = self._missing(demand, options)
-            placement = self._placement(demand, options, bool(problems))
-            if problems and not placement:
-                from fastray.exceptions import TaskUnschedulableError
-
-                raise TaskUnschedulableError(_unschedulable("task", problems))
-            environment = self._environment(options)
-            index = self._classes[key] = self.attachment.register_class(demand, environment, placement)
+        if index is not None:
+            return index
+        demand = options.demand()
+        place, captured = self._place(options, demand, "task")
+        problems = None if place[0] else missing(demand, options, self._totals, self.labels())
+        wishes = 0 if place[0] else wishes_of(self.attachment, demand, options, self.node_id(), bool(problems))
+        if problems and not wishes:
+            refuse_task(problems)
+        environment = self._environment(options, captured)
+        index = self.attachment.register_class(demand, environment, wishes, place=place)
+        if place[0]:  # its number may be another's, when the group is gone
+            self._groups[index] = place[:2]
+        else:
+            self._classes[key] = index
+            self._groups.pop(index, None)
         return index
 
-    def _placement(self, demand: dict[str, int], options: TaskOptions | ActorOptions, elsewhere: bool) -> int:
-        """Function-table index of what the node agent has to know to place them; 0: workers here take them."""
-        strategy, labels = options.scheduling_strategy, options.label_selector
-        if not self.attachment.clustered or not (elsewhere or labels or not _is_local(strategy, self.node_id())):
-            return 0
-        from _blake2 import blake2b
+    def group_of_class(self, cls: int) -> tuple[int, int]:
+        """Entry and life of the placement group of what `scheduling_class` returned last; zeros without one."""
+        return self._groups.get(cls, (0, 0))
 
-        blob = pickle.dumps((demand, strategy or "DEFAULT", dict(labels or {})))
-        digest = blake2b(blob, digest_size=16, person=b"placement").digest()
-        index: int = self.attachment.register_function(blob, digest, "placement", 4, 0, 0, 0, 0)
-        return index
+    def _place(
+        self, options: TaskOptions | ActorOptions, demand: dict[str, int], what: str
+    ) -> tuple[Place, bytes | None]:
+        """(where in a placement group, group of its children), see placement_groups.place_of."""
+        if self.captured_group is None and not hasattr(options.scheduling_strategy, "placement_group"):
+            return OUTSIDE, None
+        from fastray.placement_groups import place_of
 
-    def _missing(self, demand: dict[str, int], options: TaskOptions | ActorOptions) -> list[str]:
-        """What this node can never give."""
-        problems = [
-            f"{name}: asks for {units / 10000:g}, the node has {self._totals.get(name, 0) / 10000:g}"
-            for name, units in demand.items()
-            if units > self._totals.get(name, 0)
-        ]
-        strategy = options.scheduling_strategy
-        node_id = getattr(strategy, "node_id", None)
-        if node_id is not None and not getattr(strategy, "soft", False) and node_id != self.node_id():
-            problems.append(f"node {node_id} is not in this session (its only node is {self.node_id()})")
-        return problems
+        return place_of(self, options, demand, what) or (OUTSIDE, None)
 
     # ---- actors -------------------------------------------------------------------------------------
 
@@ -152,19 +155,18 @@ class Runtime:
             self._actors = ActorTables(self)
         return self._actors
 
-    def actor_needs(self, options: ActorOptions, name: str) -> tuple[dict[str, int], list[str], int, int]:
-        """(demand, names of the node's resources, runtime_env, placement) of an actor with these options.
+    def actor_needs(self, options: ActorOptions, name: str) -> tuple[dict[str, int], list[str], int, int, Place]:
+        """(demand, names of the node's resources, runtime_env, wishes, place) of an actor with these options.
 
         Raises ActorUnschedulableError when no node can ever run it.
         """
         demand = options.demand()
-        problems = self._missing(demand, options)
-        placement = self._placement(demand, options, bool(problems))
-        if problems and not placement:
-            from fastray.exceptions import ActorUnschedulableError
-
-            raise ActorUnschedulableError(_unschedulable(f"actor {name}", problems), actor_name=name)
-        return demand, list(self._totals), self._environment(options), placement
+        place, captured = self._place(options, demand, "actor")
+        problems = None if place[0] else missing(demand, options, self._totals, self.labels())
+        wishes = 0 if place[0] else wishes_of(self.attachment, demand, options, self.node_id(), bool(problems))
+        if problems and not wishes:
+            refuse_actor(name, problems)
+        return demand, list(self._totals), self._environment(options, captured), wishes, place
 
     def export_class(
         self, data: bytes, references: list[ObjectRef[Any]], name: str, timeout_ms: int = 0
@@ -196,12 +198,14 @@ class Runtime:
             environment = (environment or RuntimeEnv()).merged_over(self._job_environment)
         return environment
 
-    def _environment(self, options: TaskOptions | ActorOptions) -> int:
-        """Function-table index of that runtime_env."""
-        environment = self._merged_environment(options)
-        if not environment:
+    def _environment(self, options: TaskOptions | ActorOptions, captured: bytes | None) -> int:
+        """Function-table index of that runtime_env, with the placement group of the task's children."""
+        fields = dict(self._merged_environment(options) or {})
+        if captured is not None:
+            fields[GROUP] = captured
+        if not fields:
             return 0
-        blob = pickle.dumps(dict(environment))
+        blob = pickle.dumps(fields)
         index = self._environments.get(blob)
         if index is None:
             from _blake2 import blake2b
@@ -240,10 +244,10 @@ class Runtime:
         return node_id_of(self.attachment)
 
     def labels(self) -> dict[str, str]:
-        """Those that the node was started with."""
+        """Those that the node was started with, and its id."""
         job = self._job_environment.job() if self._job_environment else {}
-        given = job.get("labels") if job else self.options.labels if self.options else None
-        return given if isinstance(given, dict) else {}
+        given = job.get("labels") if job else self.options.labels if self.options else self.driver_labels
+        return {NODE_ID: self.node_id(), **(given if isinstance(given, dict) else {})}
 
     @property
     def session_path(self) -> str:
@@ -266,18 +270,6 @@ class Runtime:
     def namespace(self) -> str:
         given = self.options.namespace if self.options else self.driver_namespace
         return given or f"anonymous-{self.job_id()}"
-
-
-def _is_local(strategy: object, node_id: str) -> bool:
-    """Whether tasks with this strategy run on the node where they are submitted, if it can run them."""
-    return strategy in (None, "DEFAULT") or getattr(strategy, "node_id", None) == node_id
-
-
-def _unschedulable(what: str, problems: list[str]) -> str:
-    return (
-        f"this {what} can never run here: " + "; ".join(problems) + ". Ask for less, or start with more: "
-        "init(num_cpus=..., num_gpus=..., resources={...})."
-    )
 
 
 # ---- the current one ---------------------------------------------------------------------------------
@@ -394,8 +386,9 @@ def _start_node(
     from fastray.node_process import NodeProcess
 
     node = NodeProcess(
-        segment_fd, bell_fd, cpus, bool(options.log_to_driver), options.namespace or "", options.record_failures
-    )
+        segment_fd, bell_fd, cpus, bool(options.log_to_driver), options.namespace or "", options.record_failures,
+        options.labels,
+    )  # fmt: skip
     attachment.activate()
     return Runtime(attachment, node, options)
 

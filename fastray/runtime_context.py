@@ -116,8 +116,20 @@ class RuntimeContext:
         return self._runtime.own_runtime_env()
 
     def get_placement_group_id(self) -> str | None:
-        """None: the task runs outside of any placement group."""
-        return None
+        """36 hexadecimal digits of the placement group that the task runs in; None outside of one."""
+        from fastray.util.placement_group import get_current_placement_group
+
+        group = get_current_placement_group()
+        return None if group is None else group.id.hex()
+
+    def get_node_labels(self) -> dict[str, str]:
+        """Labels of the node."""
+        return self._runtime.labels()
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """True when the tasks and actors made here run in the same placement group, unless they say otherwise."""
+        return self._runtime.captured_group is not None
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Indices of the accelerators given to the running task, by kind."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 JOB = "_job"  # field of an attached driver's tasks: its sys_path, cwd, environ and namespace
+GROUP = "_group"  # field of a worker's: id of the placement group that the children of its tasks run in
 SUPPORTED_FIELDS = ("env_vars", "working_dir", "excludes", "config")
 REFUSED_FIELDS = (
     "pip",

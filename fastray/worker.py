@@ -29,6 +29,7 @@ FLAG_RETRY_EXCEPTIONS, FLAG_STREAMING, FLAG_READ_ONLY = 1, 2, 8
 WORKER = 2  # ProcKind
 
 driver_namespace = ""  # these are set by the node before it forks
+driver_labels: dict[str, str] = {}  # of a private node; a daemon's come with the job
 record_failures = ""  # directory of init(record_failures=...)
 
 
@@ -121,6 +122,7 @@ def main(
     attachment = Attachment(segment_fd, WORKER, slot, bell_fd)
     runtime = Runtime.for_worker(attachment, control_fd)
     runtime.driver_namespace = driver_namespace
+    runtime.driver_labels = driver_labels
     if record_failures:
         from fastray.recovery.failures import FailureRecorder
 

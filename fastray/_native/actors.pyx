@@ -49,9 +49,11 @@ cdef int hash_name(str name_space, str name, uint64_t* to) except -1:
 
 
 def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t flags, int32_t max_restarts,
-                   uint32_t info, str class_name, str name, str name_space, uint32_t placement=0, job=None):
+                   uint32_t info, str class_name, str name, str name_space, uint32_t placement=0, job=None,
+                   tuple place=(0, 0, 0)):
     """An entry of the actor table, filled in; its index. `demand` in 1/10000 of a unit, by resource name. With
     `placement` (function-table index of pickled wishes) the node agent says where it runs; `job` is for the agent.
+    `place` in a placement group: its entry and life, and a bundle or -1; zeros without one.
 
     Raises NameTaken with the index of the actor that has the name; TooManyTasksError when the table is full.
     """
@@ -70,6 +72,7 @@ def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t f
     cls.job = p.self().job if job is None else job
     cls.routed = placement != 0
     cls.placement = placement
+    cls.group, cls.group_life, cls.bundle = place
     cls.leases.store(1)
     actor.flags.store(flags)
     actor.slot.store(0)

@@ -33,7 +33,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         kTask, kObject, kPromise, kItem, kActor
     enum ErrorCode:
         kErrorUser, kErrorCrashed, kErrorCancelled, kErrorStoreFull, kErrorOwnerDied, kErrorSystem
-        kErrorActorDied, kErrorActorUnavailable, kErrorLost, kErrorAgent
+        kErrorActorDied, kErrorActorUnavailable, kErrorLost, kErrorAgent, kErrorGroupRemoved
     enum BlockUse:
         kBlockRing, kBlockBlob, kBlockActor
     enum FunctionFlag:
@@ -114,7 +114,8 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint32_t runtime_env
         uint64_t demand[16]
         Atomic32 leases
-        uint32_t routed, placement, job
+        uint32_t routed, placement, job, group, group_life
+        int32_t bundle
         ProcSet sleeping
         Atomic32 queues[4096]
     cdef cppclass Queue:
@@ -141,9 +142,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic64 cause, checkpoint, log_end, log_start, flight
         Atomic32 flight_places, last_call
         uint64_t name_hash[2]
-        char name[96]
-        char name_space[64]
-        char class_name[64]
+        char name[96], name_space[64], class_name[64]
     cdef cppclass ActorDeath:
         uint64_t id
         int64_t time_ns
@@ -167,6 +166,14 @@ cdef extern from "types.h" namespace "fastray" nogil:
         char name_space[64]
         char entrypoint[156]
         Atomic32 records_failures
+    uint32_t kGroupsMax, kGroupIdBytes, kGroupRemoved
+    cdef cppclass Group:
+        Atomic32 state, life
+        uint32_t job, flags
+        uint8_t id[24]
+        uint64_t spec, spec_bytes, reserved[16]
+        int64_t made_ns, ready_ns
+        char name[96], name_space[64]
     cdef struct Resource:
         char name[56]
         uint64_t total
@@ -219,6 +226,7 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Function& function(uint32_t f)
         Actor& actor(uint32_t a)
         Job& job(uint32_t number)
+        Group& group(uint32_t g)
         Atomic64& actor_log(uint32_t a, uint64_t n)
         T* at[T](Offset offset)
 

@@ -224,23 +224,6 @@ cdef class Attachment:
         return {header.resources[i].name.decode(): header.resources[i].total
                 for i in range(header.resources_used.load())}
 
-    def leased(self):
-        """Resources under lease to workers that run a task, by name, in 1/10000 of a unit."""
-        cdef Header* header = &self.segment.header()
-        cdef uint32_t slot, lease, i
-        cdef Proc* p
-        used = dict.fromkeys(self.resources(), 0)
-        names = list(used)
-        for slot in range(1, header.procs_used.load()):
-            p = &self.segment.proc(slot)
-            lease = p.lease.load()
-            if p.state.load() != 2 or lease == 0 or p.claim.load() == 0:
-                continue
-            for i in range(len(names)):
-                if not (names[i] == "CPU" and p.blocked.load()):
-                    used[names[i]] += self.segment.cls(lease - 1).demand[i]
-        return used
-
     def processes(self):
         """(slot, kind, pid, incarnation, lease class or None, running handle, job) of each process alive."""
         cdef Header* header = &self.segment.header()
@@ -339,8 +322,9 @@ cdef class Attachment:
 
     # ---- scheduling classes --------------------------------------------------------------------------
 
-    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None):
-        """Index of the class with this demand (1/10000 of a unit, by resource name) and runtime_env.
+    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None, tuple place=(0, 0, 0)):
+        """Index of the class with this demand (1/10000 of a unit, by resource name), runtime_env and place in a
+        group (zeros: none).
 
         With `placement` (function-table index of pickled wishes) its tasks are the node agent's to place. `job`: of the
         node agent, whose tasks they are.
@@ -360,6 +344,7 @@ cdef class Attachment:
                 cls.job = of_job
                 cls.routed = placement != 0
                 cls.placement = placement
+                cls.group, cls.group_life, cls.bundle = place
                 for i in range(kResourcesMax):
                     cls.demand[i] = wanted[i]
                 # who has to learn of it: nobody has a lease on it yet
@@ -373,6 +358,8 @@ cdef class Attachment:
             while cls.state.load() & 0xFF == 1:
                 sched_yield()  # a few stores by a live process; the reaper resets a dead one's
             if cls.runtime_env != runtime_env or cls.placement != placement or (job is not None and cls.job != job):
+                continue
+            if (cls.group, cls.group_life, cls.bundle) != place:
                 continue
             if all(cls.demand[i] == wanted[i] for i in range(kResourcesMax)):
                 return c

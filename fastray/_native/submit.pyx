@@ -13,6 +13,7 @@ from libc.string cimport memcpy
 
 from fastray._native.codec cimport Encoder, acquire_encoder, encode_call_inline, release_encoder
 from fastray._native.cpp cimport (
+    Group,
     Handle,
     Process,
     Record,
@@ -26,6 +27,7 @@ from fastray._native.cpp cimport (
     kFlagMulti,
     kFlagRefs,
     kFlagShared,
+    kGroupRemoved,
     kInlineArgs,
     kInlineResult,
     kTask,
@@ -108,13 +110,16 @@ cdef class TaskFunction:
         self.args_min = args_min
         self.args_max = args_max
 
-    def _exported(self, uint32_t function, uint16_t cls, uint16_t returns, bint streaming, uint32_t ahead_max):
+    def _exported(self, uint32_t function, uint16_t cls, uint16_t returns, bint streaming, uint32_t ahead_max,
+                  uint32_t group=0, uint32_t group_life=0):
         """From now on, in this session, calls use function-table entry `function`."""
         self.function = function
         self.cls = cls
         self.returns = returns
         self.streaming = streaming
-        self.plain = returns == 1 and not streaming and not self.counted and not self.cached
+        self.plain = returns == 1 and not streaming and not self.counted and not self.cached and group == 0
+        self.group = group
+        self.group_life = group_life
         self.ahead_max = ahead_max
         self.epoch = session.epoch
 
@@ -188,12 +193,23 @@ cdef inline PyObject* new_reference(object o):
 cdef object submit_generic(TaskFunction f, PyObject** args, Py_ssize_t nargs, PyObject* kwnames):
     if f.cached:
         return f._cached(*call_of(args, nargs, kwnames))
+    if f.group != 0:
+        check_group(f)
     if f.counted:
         f._admit()
     result = submit_record(f, args, nargs, kwnames)
     if f.counted:
         f._submitted(result)
     return result
+
+
+cdef int check_group(TaskFunction f) except -1:
+    """Its group may have been removed, and its class be another's by now."""
+    cdef Group* group = &session.process.segment().group(f.group)
+    if group.life.load() == f.group_life and group.state.load() != kGroupRemoved:
+        return 0
+    from fastray.exceptions import TaskPlacementGroupRemoved
+    raise TaskPlacementGroupRemoved()
 
 
 cdef tuple call_of(PyObject** args, Py_ssize_t nargs, PyObject* kwnames):

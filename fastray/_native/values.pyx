@@ -35,6 +35,7 @@ from fastray._native.cpp cimport (
     kErrorActorUnavailable,
     kErrorCancelled,
     kErrorCrashed,
+    kErrorGroupRemoved,
     kErrorLost,
     kErrorOwnerDied,
     kErrorStoreFull,
@@ -294,6 +295,8 @@ cdef object decode_error(const uint8_t* data, uint64_t size, Record* r):
         return pickle.loads(rest)
     if code == kErrorOwnerDied:
         return exceptions.OwnerDiedError()
+    if code == kErrorGroupRemoved:
+        return exceptions.TaskPlacementGroupRemoved()
     if code == kErrorLost:
         return lost_error(rest)
     return exceptions.RuntimeSystemError(rest.decode("utf-8", "replace"))

@@ -9,22 +9,38 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastray.actor import list_named_actors
     from fastray.serialization import deregister_serializer, inspect_serializability, register_serializer
+    from fastray.util import placement_group
     from fastray.util.actor_pool import ActorPool
     from fastray.util.iterate import as_completed, map_unordered
+    from fastray.util.placement_group import (
+        get_current_placement_group,
+        get_placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
 
 __all__ = [
     "ActorPool",
     "as_completed",
     "deregister_serializer",
+    "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
 
 _HOMES = {
     "ActorPool": "fastray.util.actor_pool",
+    "get_current_placement_group": "fastray.util.placement_group",
+    "get_placement_group": "fastray.util.placement_group",
+    "placement_group_table": "fastray.util.placement_group",
+    "remove_placement_group": "fastray.util.placement_group",
     "list_named_actors": "fastray.actor",
     "as_completed": "fastray.util.iterate",
     "map_unordered": "fastray.util.iterate",
@@ -37,7 +53,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     import importlib
 
-    if name in ("queue", "scheduling_strategies"):
+    if name in ("placement_group", "queue", "scheduling_strategies", "state"):
         return importlib.import_module(f"{__name__}.{name}")
     home = _HOMES.get(name)
     if home is None:

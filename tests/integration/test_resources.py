@@ -284,3 +284,10 @@ def test_strategies_are_taken():
         quick.options(scheduling_strategy=elsewhere).remote(1)
     elsewhere = NodeAffinitySchedulingStrategy("ab" * 28, soft=True)
     assert fastray.get(quick.options(scheduling_strategy=elsewhere).remote(1), timeout=GET_S) == 1
+
+
+def test_plain_tasks_are_of_the_class_whose_workers_are_there_before_work():
+    from fastray.options import DEFAULT_OPTIONS
+    from fastray.runtime import current_runtime
+
+    assert current_runtime().scheduling_class(DEFAULT_OPTIONS) == 0
