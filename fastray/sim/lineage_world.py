@@ -21,6 +21,7 @@ from fastray.sim import Outcome, Plan
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 NODES_MAX, ASKS, FAULTS_MAX, ROUNDS_MAX = 24, 3, 30, 1000
 
@@ -107,7 +108,7 @@ class _Game:
     def _fail_dependents(self, runs: list[int]) -> None:
         """What needs something that failed fails with it, without a run."""
         for key in runs:
-            if any(self.graph[a].state == "failed" for a in self.graph[key].arguments or ()):
+            if any(self.graph[a].state == "failed" for a in self._arguments(key)):
                 self._settle(key, "failed")
 
     def _run(self, key: int) -> bool:
@@ -115,7 +116,7 @@ class _Game:
         task = self.graph[key]
         if all(self.graph[value].state != "lost" for value in self.returns[key]):
             raise Violation(f"task {key} runs although all that it makes is there")
-        states = [self.graph[a].state for a in task.arguments or ()]
+        states = [self.graph[a].state for a in self._arguments(key)]
         if task.arguments is None or "lost" in states:
             raise Violation(f"task {key} runs without its arguments")
         if "failed" in states:
@@ -136,6 +137,10 @@ class _Game:
                 self._fault(fault)
                 undisturbed = False
         return undisturbed
+
+    def _arguments(self, key: int) -> list[int]:
+        """Of a task, none when it let go of them; of a return value its task. Keys are ints in this world."""
+        return [key for key in self.graph[key].arguments or () if isinstance(key, int)]
 
     def _settle(self, key: int, state: str) -> None:
         for value in self.returns[key]:
@@ -182,7 +187,7 @@ class _Game:
             raise Violation(f"for {wanted} {found.missing} is missing, it should be {sorted(impossible)}")
         place = {key: at for at, key in enumerate(found.runs)}
         for key in runs:
-            makers = [self._maker(a) for a in self.graph[key].arguments or () if self.graph[a].state == "lost"]
+            makers = [self._maker(a) for a in self._arguments(key) if self.graph[a].state == "lost"]
             if any(place[maker] >= place[key] for maker in makers if maker in place):
                 raise Violation(f"for {wanted} task {key} runs before one that it needs: {found.runs}")
         for missing in found.missing:
@@ -200,16 +205,15 @@ class _Game:
             impossible.add(key)
         elif maker not in runs:
             runs.add(maker)
-            for argument in task.arguments:
+            for argument in self._arguments(maker):
                 self._need(argument, runs, impossible, seen)
 
     def _maker(self, key: int) -> int:
-        node = self.graph[key]
-        return node.arguments[0] if node.kind == "return" else key  # type: ignore[index,return-value]
+        return self._arguments(key)[0] if self.graph[key].kind == "return" else key
 
     def _check_chain(self, missing: lineage.Missing, wanted: int) -> None:
         keys = {node.title(): key for key, node in self.graph.items()}
-        chain = [missing.key, *(keys[name] for name in missing.chain[1:])]
-        linked = all(a in (self.graph[self._maker(b)].arguments or ()) for a, b in zip(chain, chain[1:]))
+        chain: list[Any] = [missing.key, *(keys[name] for name in missing.chain[1:])]
+        linked = all(a in self._arguments(self._maker(b)) for a, b in zip(chain, chain[1:]))
         if chain[-1] != wanted or not linked:
             raise Violation(f"the chain of {missing} does not lead to {wanted}")
