@@ -95,10 +95,16 @@ constexpr ActorFate fate_of_actor(const DeadActor& a) {
   return fate;
 }
 
-// Deaths in a row of instances that finished no call (started none after the first): restarts come at once, then as late
-// as those of such a task.
+// Deaths in a row of instances that finished no call (started none after the first).
 constexpr uint32_t hasty_deaths(uint32_t before, bool alive, uint64_t calls_started) {
   return alive && calls_started > 1 ? 0 : before + 1;
+}
+
+// Not long: somebody else may kill it so often, and then each start is a chance.
+inline constexpr int64_t kRestartDelayMax = 50'000'000;
+
+constexpr int64_t delay_of_restart(uint32_t hasty_deaths) {
+  return std::min(delay_of_retry(hasty_deaths), kRestartDelayMax);
 }
 
 // An actor without a process, whose last handle is gone: calls that stand in its queues still run.

@@ -158,7 +158,7 @@ bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Han
   size_t handles = refs.size() * sizeof(Handle);
   r->dependencies = r->references = 0;
   if (head.buffers == 0 && handles + head.codec_bytes <= kInlineArgs) {
-    memcpy(r->args, refs.data(), handles);
+    if (handles != 0) memcpy(r->args, refs.data(), handles);
     memcpy(r->args + handles, codec, head.codec_bytes);
     r->args_bytes = static_cast<uint8_t>(head.codec_bytes);
     r->dependencies = static_cast<uint8_t>(head.dependencies);

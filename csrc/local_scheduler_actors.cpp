@@ -170,7 +170,7 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
   bool alive = actor.state.load(std::memory_order_acquire) == kActorAlive;
   uint64_t calls = segment_.proc(slot).heartbeat.load(std::memory_order_relaxed);
   seen.hasty_deaths = death_policy::hasty_deaths(seen.hasty_deaths, alive, calls);
-  seen.start_at = os::now_ns() + death_policy::delay_of_retry(seen.hasty_deaths);
+  seen.start_at = os::now_ns() + death_policy::delay_of_restart(seen.hasty_deaths);
   crash->restarts = fate.restarts;
   actor.end.store(fate.end, std::memory_order_release);
   crash->death = describe_death(a, *crash);

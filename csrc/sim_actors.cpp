@@ -247,7 +247,7 @@ bool World::settle_actor(uint32_t slot, bool attached) {
   actor.failed_starts = fate.failed_starts;
   bool alive = actor.state == kActorAlive;
   actor.hasty_deaths = death_policy::hasty_deaths(actor.hasty_deaths, alive, workers_[slot].claims);
-  actor.start_at = now_ + death_policy::delay_of_retry(actor.hasty_deaths);
+  actor.start_at = now_ + death_policy::delay_of_restart(actor.hasty_deaths);
   actor.end = fate.end;
   actor.restarts = fate.restarts_made;
   actor.slot = 0;

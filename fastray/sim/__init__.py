@@ -6,6 +6,8 @@
     sweep             many seeds; the first violation of each kind of failure is kept
     replay, shrink    one seed again, with a transcript; the smallest part of its plan that still fails
 
+    lineage_world.py  one of the worlds; the other is csrc/sim_world.h
+
     kill_matrix.py    kills processes for real: the command, and its table
     kill_rows.py      its rows: which process is killed at which moment, and what has to come out
     kill_program.py   a program whose processes are killed
@@ -75,7 +77,26 @@ class NodeWorld:
         return sweep(first, count)
 
 
-WORLDS: dict[str, World] = {"node": NodeWorld()}
+class LineageWorld:
+    """A graph of tasks whose results go and come back (lineage_world.py)."""
+
+    def run(self, seed: int, plan: Plan, trace: bool = False) -> Outcome:
+        from fastray.sim.lineage_world import run
+
+        return run(seed, plan, trace)
+
+    def sweep(self, first: int, count: int) -> tuple[int | None, int, dict[str, int]]:
+        totals: dict[str, int] = {}
+        for done in range(count):
+            outcome = self.run(first + done, Plan())
+            for name, value in {"events": outcome.events, **outcome.counts}.items():
+                totals[name] = totals.get(name, 0) + value
+            if outcome.violation:
+                return first + done, done + 1, totals
+        return None, count, totals
+
+
+WORLDS: dict[str, World] = {"node": NodeWorld(), "lineage": LineageWorld()}
 
 
 def replay(seed: int, world: str = "node", plan: Plan = Plan()) -> Outcome:  # noqa: B008  (immutable)

@@ -93,8 +93,8 @@ def test_a_running_task_is_stopped(place, force):
 def test_a_running_task_may_clean_up_and_even_refuse(place):
     @fastray.remote
     def careful():
-        open_gate(place("started"))
         try:
+            open_gate(place("started"))  # in here: the cancellation may come at once
             time.sleep(600)
         except KeyboardInterrupt:
             note(place("trace"), "interrupted")
@@ -104,8 +104,8 @@ def test_a_running_task_may_clean_up_and_even_refuse(place):
 
     @fastray.remote
     def stubborn():
-        open_gate(place("started too"))
         try:
+            open_gate(place("started too"))  # in here: the cancellation may come at once
             time.sleep(600)
         except KeyboardInterrupt:
             return "refused"
@@ -245,8 +245,8 @@ def test_children_are_cancelled_with_their_parent_when_asked(place, recursive):
 def test_grandchildren_are_cancelled_too(place):
     @fastray.remote
     def leaf():
-        open_gate(place("leaf started"))
         try:
+            open_gate(place("leaf started"))  # in here: the cancellation may come at once
             time.sleep(600)
         except KeyboardInterrupt:
             note(place("trace"), "leaf")
@@ -272,8 +272,8 @@ def test_a_task_sees_that_it_was_cancelled(place):
     def watch():
         context = fastray.get_runtime_context()
         before = context.is_canceled()
-        open_gate(place("started"))
         try:
+            open_gate(place("started"))  # in here: the cancellation may come at once
             time.sleep(600)
         except KeyboardInterrupt:
             note(place("trace"), f"{before},{context.is_canceled()}")

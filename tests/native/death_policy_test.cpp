@@ -75,6 +75,8 @@ void hasty() {
   CHECK(hasty_deaths(4, true, 2) == 0);   // it finished a call
   CHECK(hasty_deaths(4, true, 1) == 5);   // it died in its first, or just after it
   CHECK(hasty_deaths(0, false, 0) == 1);  // in its constructor
+  CHECK(delay_of_restart(kPromptAttempts) == 0 && delay_of_restart(kPromptAttempts + 1) == kDelayMin);
+  CHECK(delay_of_restart(255) == kRestartDelayMax);
 }
 
 void ends() {
