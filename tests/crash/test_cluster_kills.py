@@ -116,22 +116,23 @@ def test_a_killed_daemon_is_seen_dead_by_its_closed_connection(pair):
 def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_path):
     """Shorter than it takes to be given up: the store is stopped, not its clients."""
     made = Daemon(tmp_path)
-    servers = made.helpers("fastray.gcs")
-    for pid in servers:
-        os.kill(pid, signal.SIGSTOP)
     attached = []
 
-    def attach_again():
-        for _ in range(BLOCK + 1):
+    def attach_again(times):
+        for _ in range(times):
             with fastray.init(address=made.path):
                 attached.append(fastray.get_runtime_context().get_job_id())
 
+    attach_again(1)  # the node has its first block of numbers
+    servers = made.helpers("fastray.gcs")
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
     try:
         with fastray.init(address=made.path):
             attached.append(fastray.get_runtime_context().get_job_id())
             assert fastray.get(fastray.remote(square).remote(3), timeout=GET_S) == 9
             assert [row["NodeID"] for row in fastray.nodes()] == [made.info["node_id"]]  # the agent knows
-        attaching = threading.Thread(target=attach_again)
+        attaching = threading.Thread(target=attach_again, args=(BLOCK,))
         attaching.start()
         assert eventually(lambda: len(attached) == BLOCK)
     finally:
