@@ -186,7 +186,8 @@ def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socke
 
     def joined(answer: dict[str, Any]) -> None:
         if "failed" in answer:
-            _answer(starter, {"error": f"{answer['failed']}{_last_words(path)}"})
+            _answer(starter, {"error": answer["failed"] + (_last_words(path) if answer["ended"] else "")})
+            info["failed"] = answer["failed"]
             return
         info.update(gcs=answer["gcs"], node_id=answer["node_id"], port=int(answer["gcs"].rpartition(":")[2]))
         _write_info(path, info)
@@ -208,6 +209,9 @@ def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socke
         serve(loop, on_readable=readable)
     finally:
         supervisor.stop()
+    if "failed" in info and "lock" in settings:  # nobody hears it: the log stays, until the next start or stop
+        print("this node could not begin anew:", info["failed"], file=sys.stderr, flush=True)
+        os._exit(1)
     if supervisor.rejoin:
         _begin_anew(path, lock, {**settings, "port": supervisor.port})
 

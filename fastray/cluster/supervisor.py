@@ -215,7 +215,7 @@ class Supervisor:
         self._server_said(server)
         pause_s = self._bury(server, "a server of the global control store")
         if not self.address:
-            self._fail("the global control store did not start: its process ended")
+            self._fail("the global control store did not start: its process ended", ended=True)
         elif self._is_followed:
             self._add_server(pause_s)
         else:
@@ -251,17 +251,18 @@ class Supervisor:
     def _agent_died(self) -> None:
         pause_s = self._bury(self._agent, "the agent")
         if not self._joined:
-            self._fail("the node cannot join a cluster: its agent ended")
+            self._fail("the node cannot join a cluster: its agent ended", ended=True)
             return
         self._agent = self._new_agent(pause_s)
         self._watch(self._agent)
 
-    def _fail(self, why: str) -> None:
-        """The node ends."""
+    def _fail(self, why: str, *, ended: bool = False) -> None:
+        """The node ends. `ended`: only the log may say more."""
         assert self._loop is not None
-        _log(why)
-        if not self._joined:
-            self._on_joined({"failed": why})
+        if self._joined:
+            _log(why)
+        else:
+            self._on_joined({"failed": why, "ended": ended})
         self._loop.end()
 
     # ---- the end --------------------------------------------------------------------------------------

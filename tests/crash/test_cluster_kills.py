@@ -244,6 +244,24 @@ def test_a_head_that_begins_from_nothing_makes_its_nodes_begin_anew(tmp_path):
         made.stop()
 
 
+def test_a_node_that_cannot_begin_anew_ends_and_leaves_its_log(tmp_path):
+    """Another head is at the address of its own, with another token."""
+    made = Nodes(tmp_path, port=free_port())
+    node = made.join()
+    made.head.kill()
+    assert sessions.remove_stale(made.head.path)
+    made.head = made.all[0] = Daemon(tmp_path, port=made.head.info["port"])
+    try:
+        assert node.end(0) == 1 << 8
+        made.all.remove(node)
+        with open(os.path.join(node.path, sessions.LOG)) as file:
+            assert "could not begin anew" in file.read()
+        assert sessions.remove_stale(node.path)
+        assert alive(made.head) == ids(made.head)
+    finally:
+        made.stop()
+
+
 def test_an_agent_that_finds_another_store_makes_its_node_begin_anew(tmp_path):
     """It is registered there, and its jobs have numbers that this store has not given."""
     made = Nodes(tmp_path, port=free_port(), store="memory:")
