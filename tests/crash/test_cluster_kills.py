@@ -116,6 +116,13 @@ def test_a_killed_daemon_is_seen_dead_by_its_closed_connection(pair):
 def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_path):
     """Shorter than it takes to be given up: the store is stopped, not its clients."""
     made = Daemon(tmp_path)
+    try:
+        _attach_while_the_store_hangs(made)
+    finally:
+        made.stop()
+
+
+def _attach_while_the_store_hangs(made):
     attached = []
 
     def attach_again(times):
@@ -140,7 +147,6 @@ def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_pat
             os.kill(pid, signal.SIGCONT)
     attaching.join(GET_S)
     assert len(set(attached)) == BLOCK + 2
-    made.stop()
 
 
 def tree(node):
