@@ -19,11 +19,13 @@ import socket
 import sys
 
 from fastray import control, sessions
-from fastray.node_process import print_until_closed
+from fastray.node_process import describe_process, print_until_closed, to_preload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from fastray.config import InitOptions
 
 ANSWER_WAIT_S = 10.0  # the daemon answers between two steps of its loop; it may be importing
 STOP_WAIT_S = 5.0  # for tasks' last output to be printed
@@ -147,8 +149,9 @@ class AttachedNode:
         """How it ended: its exit status is not ours to see."""
         return "still running" if self.alive() else f"pid {self.pid} is gone"
 
-    def preload(self, modules: list[str]) -> None:
-        """Have these imported before workers are forked, when the daemon's interpreter is this one."""
+    def preload(self) -> None:
+        """Has what workers will want imported before they are forked, when the daemon's interpreter is this one."""
+        modules = to_preload()
         if modules and self.info().get("prefix") == sys.prefix:
             try:
                 self._control.send(control.preload_message(modules))
@@ -191,6 +194,19 @@ def _open_pid(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError:  # it died since it answered
         return -1
+
+
+def job_environment(node: AttachedNode, options: InitOptions) -> dict[str, object]:
+    """What the workers of this driver's job have to have in common with it."""
+    return {
+        **describe_process(),
+        "umask": own_umask(),
+        "environ": dict(os.environ),
+        "namespace": options.namespace or "",
+        "record_failures": options.record_failures or "",
+        "labels": node.info().get("labels"),
+        "session": node.path,
+    }
 
 
 def own_umask() -> int:

@@ -167,7 +167,7 @@ def _answer(starter: socket.socket, answer: dict[str, object]) -> None:
 def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socket) -> None:
     """Makes the node, joins the cluster, says that it is ready, and runs the node to its end."""
     from fastray.cluster.launch import own_address
-    from fastray.cluster.supervisor import ChildError, Supervisor
+    from fastray.cluster.supervisor import Supervisor
     from fastray.node import serve, settle
 
     starter_fd = os.pidfd_open(settings["starter"]) if settings["with_starter"] else -1
@@ -186,8 +186,8 @@ def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socke
 
     def joined(answer: dict[str, Any]) -> None:
         if "failed" in answer:
-            why = f"the node cannot join the cluster at {supervisor.address}: {answer['failed']}{_last_words(path)}"
-            _answer(starter, {"error": why})
+            _answer(starter, {"error": answer["failed"] + (_last_words(path) if answer["ended"] else "")})
+            info["failed"] = answer["failed"]
             return
         info.update(gcs=answer["gcs"], node_id=answer["node_id"], port=int(answer["gcs"].rpartition(":")[2]))
         _write_info(path, info)
@@ -203,15 +203,15 @@ def _serve(path: str, lock: int, settings: dict[str, Any], starter: socket.socke
     try:
         loop, session = _make_node(path, settings, host)
         info.update(session=session, started=time.time())
-        supervisor.serve()
         supervisor.watch(loop)
         if starter_fd >= 0:
             loop.watch(starter_fd)
         serve(loop, on_readable=readable)
-    except ChildError as error:
-        raise StartError(f"{error}{_last_words(path)}") from None
     finally:
         supervisor.stop()
+    if "failed" in info and "lock" in settings:  # nobody hears it: the log stays, until the next start or stop
+        print("this node could not begin anew:", info["failed"], file=sys.stderr, flush=True)
+        os._exit(1)
     if supervisor.rejoin:
         _begin_anew(path, lock, {**settings, "port": supervisor.port})
 

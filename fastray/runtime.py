@@ -398,8 +398,7 @@ def _attach(address: str, options: InitOptions) -> Runtime:
     from fastray import attach
 
     options.check_attaching(address)
-    path = attach.find(address)
-    node = attach.AttachedNode(path, bool(options.log_to_driver), options.namespace or "")
+    node = attach.AttachedNode(attach.find(address), bool(options.log_to_driver), options.namespace or "")
     try:
         attachment = Attachment(node.segment_fd, DRIVER, node.slot, node.bell_fd)
     except BaseException:
@@ -411,20 +410,8 @@ def _attach(address: str, options: InitOptions) -> Runtime:
     attachment.activate()
     runtime = Runtime(attachment, node, options)
     runtime.bell_fd = node.bell_fd
-    from fastray.node_process import describe_process, to_preload
-
-    runtime.use_job_environment(
-        {
-            **describe_process(),
-            "umask": attach.own_umask(),
-            "environ": dict(os.environ),
-            "namespace": options.namespace or "",
-            "record_failures": options.record_failures or "",
-            "labels": node.info().get("labels"),
-            "session": path,
-        }
-    )
-    node.preload(to_preload())
+    runtime.use_job_environment(attach.job_environment(node, options))
+    node.preload()
     return runtime
 
 

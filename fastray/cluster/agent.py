@@ -29,7 +29,7 @@ from fastray.cluster import inquiry
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, free_resources
-from fastray.cluster.supervisor import CHANNEL_FD, MESSAGE_BYTES_MAX
+from fastray.cluster.supervisor import CHANNEL_FD
 from fastray.exceptions import (
     AuthenticationError,
     FastrayError,
@@ -45,7 +45,7 @@ from fastray.scheduling.global_scheduler import GlobalScheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 BEAT_S = 0.1
@@ -54,7 +54,7 @@ NODE_LABEL = "ray.io/node-id"  # as Ray has it
 
 
 class Agent:
-    """Attaches to its node and to the store; `join` registers the node, `run` keeps it there.
+    """Attaches to its node; `connect` to the store; `join` registers the node, `run` keeps it there.
 
     Attributes for services: `attachment` to the node's segment (not activated), `bell_fd`, `gcs`, `node_id`, `epoch` (0
     before `join`), `host` (of this node, as others reach it), `token` of the cluster, `addresses`, `scheduler` and
@@ -65,10 +65,8 @@ class Agent:
         self.settings = settings
         self.path: str = settings["path"]
         self.host: str = settings["host"]
-        self.token = find_token(settings["gcs"], self.path)
-        self.gcs = GcsClient(settings["gcs"], self.token, window_s=settings["wait_s"], tls=auth.load_tls())
-        if settings.get("cluster", self.gcs.cluster) != self.gcs.cluster:
-            raise NodeFencedError(f"the store at {self.gcs.address} is not the one that this node joined")
+        self.token = ""
+        self.gcs: GcsClient  # from `connect` on
         self.node = AttachedNode(self.path, role=control.AS_AGENT)
         self.bell_fd = self.node.bell_fd
         self.attachment = Attachment(self.node.segment_fd, node_state.DRIVER, self.node.slot, self.bell_fd)
@@ -90,15 +88,26 @@ class Agent:
         self._differences = Differences()
         self._meter = QueueMeter()
         self._jobs_changed = False
-        self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
+        self._jobs: JobReporter
         self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
+
+    def connect(self, address: str) -> None:
+        """To the store at `address`. Raises what its client raises, NodeFencedError when it is another than before."""
+        self.token = find_token(address, self.path)
+        self.gcs = GcsClient(address, self.token, window_s=self.settings["wait_s"], tls=auth.load_tls())
+        if self.settings.get("cluster", self.gcs.cluster) != self.gcs.cluster:
+            raise NodeFencedError(f"the store at {address} is not the one that this node joined")
+        self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
 
     def join(self) -> None:
         """Registers the node. Raises what the store's client raises."""
         self._save_token()
         self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
+
+    def settle(self) -> None:
+        """What drivers and commands may have to wait for: numbers of jobs, the tables, answers to inquiries."""
         self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
         self.gcs.window_s = WINDOW_S
@@ -228,9 +237,10 @@ class Agent:
         """`run` looks at once."""
         os.eventfd_write(self._wake, 1)
 
-    def run(self, channel: socket.socket) -> str:
-        """Beats until the daemon says something on `channel` or dies ("" is returned), or the cluster has fenced this
-        node: why."""
+    def run(self, channel: socket.socket) -> None:
+        """Beats until the daemon says something on `channel`, or dies. Raises one of REFUSALS when the cluster has
+        fenced this node.
+        """
         poll = select.poll()
         for fd in (channel.fileno(), self.node.control_fd, self._wake):
             poll.register(fd, select.POLLIN)
@@ -246,11 +256,9 @@ class Agent:
                         self._jobs_changed = False
                 except GcsUnavailableError:
                     pass  # the node goes on without it; the next beat tells it all
-                except REFUSALS as error:
-                    return str(error)
             ready = {fd for fd, _ in poll.poll(max(0.0, 1000 * (next_beat - time.monotonic())))}
             if channel.fileno() in ready or (self.node.control_fd in ready and not self._node_said()):
-                return ""
+                return
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             if ready:
@@ -301,38 +309,36 @@ def main() -> None:
     """The agent's program. Does not return."""
     channel = socket.socket(fileno=CHANNEL_FD)
     channel.set_inheritable(False)
-    settings = _read_message(channel)
-    if settings is None:
-        os._exit(0)
-    agent = None
+    messages = _messages(channel)
     try:
-        agent = Agent(settings)
-        if importlib.util.find_spec("fastray.transfer") is not None:
-            importlib.import_module("fastray.transfer").start(agent)
+        agent = Agent(next(messages))  # while the store starts
+        services = importlib.util.find_spec("fastray.transfer") and importlib.import_module("fastray.transfer")
+        gcs = next(messages)["gcs"]
+        agent.connect(gcs)
+        if services:
+            services.start(agent)
         agent.join()
+    except StopIteration:
+        os._exit(0)
     except (FastrayError, OSError) as error:
         _say(channel, {"failed": str(error), "refused": isinstance(error, REFUSALS)})
         os._exit(1)
-    joined = {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": settings["gcs"]}
-    _say(channel, {**joined, "cluster": agent.gcs.cluster})
-    fenced = agent.run(channel)
-    if fenced:
-        _say(channel, {"fenced": fenced})
-    last = _read_message(channel)  # the daemon ends the node's workers before; nothing when it was killed
+    _say(channel, {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": gcs, "cluster": agent.gcs.cluster})
+    try:
+        agent.settle()
+        agent.run(channel)
+    except REFUSALS as error:
+        _say(channel, {"fenced": str(error)})
+    last = next(messages, None)  # the daemon ends the node's workers before; nothing when it was killed
     agent.close(goodbye=bool(last and last["leave"]))
     os._exit(0)
 
 
-def _read_message(channel: socket.socket) -> dict[str, Any] | None:
-    """What the daemon says next; None when it has closed the channel: it is dead."""
-    data = b""
-    while not data.endswith(b"\n"):
-        part = channel.recv(MESSAGE_BYTES_MAX)
-        if not part:
-            return None
-        data += part
-    message: dict[str, Any] = json.loads(data)
-    return message
+def _messages(channel: socket.socket) -> Iterator[dict[str, Any]]:
+    """What the daemon says, until it closes the channel: it is dead."""
+    with channel.makefile("rb", buffering=0) as lines:  # what is not read yet has to wake `run`
+        for line in lines:
+            yield json.loads(line)
 
 
 def _say(channel: socket.socket, message: dict[str, Any]) -> None:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 CHANNEL_FD = 3
 MESSAGE_BYTES_MAX = 1 << 16
-SERVE_WAIT_S = 30.0
 END_WAIT_S = 3.0
 LIVED_S = 2.0  # who lived as long is started again at once
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.05, 2.0
@@ -46,10 +45,6 @@ _AGENT = _BEGIN + "from fastray.cluster.agent import main; main()  # fastray.nod
 
 def _log(text: str) -> None:
     print(time.strftime("%F %T"), text, file=sys.stderr, flush=True)
-
-
-class ChildError(RuntimeError):
-    """A process beside the node could not start; says why."""
 
 
 class Child:
@@ -77,9 +72,9 @@ class Child:
         except OSError:
             pass  # it died: its pidfd says so
 
-    def lines(self, wait_s: float = 0.0) -> list[str] | None:
+    def lines(self) -> list[str] | None:
         """What it said since; None when it has closed the channel."""
-        if not select.select([self.channel], [], [], wait_s)[0]:
+        if not select.select([self.channel], [], [], 0)[0]:
             return []
         try:
             data = self.channel.recv(MESSAGE_BYTES_MAX)
@@ -157,42 +152,23 @@ class Supervisor:
         return self._store.startswith("sqlite:")
 
     def _new_agent(self, pause_s: float) -> Child:
-        return Child(_AGENT, "fastray.agent", [], pause_s)
-
-    def serve(self) -> str:
-        """The address of the store, once it serves. Raises ChildError."""
-        if not self._is_head:
-            return self.address
-        server, deadline = self._servers[0], time.monotonic() + SERVE_WAIT_S
-        lines: list[str] | None = []
-        while not lines:
-            lines = server.lines(max(0.0, deadline - time.monotonic()))
-            if lines is None or time.monotonic() > deadline:
-                why = "its process ended" if lines is None else f"it was not ready after {SERVE_WAIT_S:g} s"
-                raise ChildError(f"the global control store did not start: {why}")
-        word, _, rest = lines[0].partition(" ")
-        if word != "serving":
-            raise ChildError(f"the global control store did not start: {rest}")
-        self._serving = server
-        self.address = rest
-        self.port = int(rest.rpartition(":")[2])
-        return rest
+        agent = Child(_AGENT, "fastray.agent", [], pause_s)
+        agent.send(self._node)
+        if self.address:
+            agent.send({"gcs": self.address})
+        return agent
 
     def watch(self, loop: LocalScheduler) -> None:
-        """From now on `loop` says when there is something to do: `on_readable`. The agent may join."""
+        """From now on `loop` says when there is something to do: `on_readable`."""
         self._loop = loop
         for child in (*self._servers, self._agent):
             self._watch(child)
-        self._greet()
 
     def _watch(self, child: Child) -> None:
         assert self._loop is not None
         self._loop.spare(child.pid)
         self._loop.watch(child.channel.fileno())
         self._loop.watch(child.pidfd)
-
-    def _greet(self) -> None:
-        self._agent.send({**self._node, "gcs": self.address})
 
     # ---- while the node runs --------------------------------------------------------------------------
 
@@ -224,17 +200,26 @@ class Supervisor:
         said = server.lines()
         if said is None:
             self._unwatch(server.channel.fileno())
-        elif any(line.startswith("serving") for line in said):
-            self._serving = server
+        for line in said or ():
+            word, _, rest = line.partition(" ")
+            if word == "failed" and not self.address:
+                self._fail(f"the global control store did not start: {rest}")
+            elif word == "serving":
+                self._serving = server
+                if not self.address:
+                    self.address, self.port = rest, int(rest.rpartition(":")[2])
+                    self._agent.send({"gcs": rest})
 
     def _server_died(self, server: Child) -> None:
         self._servers.remove(server)
+        self._server_said(server)
         pause_s = self._bury(server, "a server of the global control store")
-        if self._is_followed:
+        if not self.address:
+            self._fail("the global control store did not start: its process ended", ended=True)
+        elif self._is_followed:
             self._add_server(pause_s)
-        elif self._loop is not None:
-            _log("what was in its memory is gone, and the cluster with it")
-            self._loop.end()
+        else:
+            self._fail("what was in the memory of the control store is gone, and the cluster with it")
 
     def _add_server(self, pause_s: float = 0.0) -> None:
         server = self._server(standby=True, pause_s=pause_s)
@@ -257,23 +242,28 @@ class Supervisor:
             if self._is_head and self._is_followed:
                 self._add_server()
         elif "failed" in message and not self._joined:
-            self._on_joined(message)
-            self._loop.end()
+            self._fail(f"the node cannot join the cluster at {self.address}: {message['failed']}")
         elif "fenced" in message or message.get("refused"):  # by a store that knows nothing of this node's jobs
             _log(f"this node begins anew: {message.get('fenced') or message['failed']}")
             self.rejoin = True
             self._loop.end()
 
     def _agent_died(self) -> None:
-        assert self._loop is not None
         pause_s = self._bury(self._agent, "the agent")
         if not self._joined:
-            self._on_joined({"failed": "its agent ended"})
-            self._loop.end()
+            self._fail("the node cannot join a cluster: its agent ended", ended=True)
             return
         self._agent = self._new_agent(pause_s)
         self._watch(self._agent)
-        self._greet()
+
+    def _fail(self, why: str, *, ended: bool = False) -> None:
+        """The node ends. `ended`: only the log may say more."""
+        assert self._loop is not None
+        if self._joined:
+            _log(why)
+        else:
+            self._on_joined({"failed": why, "ended": ended})
+        self._loop.end()
 
     # ---- the end --------------------------------------------------------------------------------------
 

@@ -116,22 +116,30 @@ def test_a_killed_daemon_is_seen_dead_by_its_closed_connection(pair):
 def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_path):
     """Shorter than it takes to be given up: the store is stopped, not its clients."""
     made = Daemon(tmp_path)
-    servers = made.helpers("fastray.gcs")
-    for pid in servers:
-        os.kill(pid, signal.SIGSTOP)
+    try:
+        _attach_while_the_store_hangs(made)
+    finally:
+        made.stop()
+
+
+def _attach_while_the_store_hangs(made):
     attached = []
 
-    def attach_again():
-        for _ in range(BLOCK + 1):
+    def attach_again(times):
+        for _ in range(times):
             with fastray.init(address=made.path):
                 attached.append(fastray.get_runtime_context().get_job_id())
 
+    attach_again(1)  # the node has its first block of numbers
+    servers = made.helpers("fastray.gcs")
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
     try:
         with fastray.init(address=made.path):
             attached.append(fastray.get_runtime_context().get_job_id())
             assert fastray.get(fastray.remote(square).remote(3), timeout=GET_S) == 9
             assert [row["NodeID"] for row in fastray.nodes()] == [made.info["node_id"]]  # the agent knows
-        attaching = threading.Thread(target=attach_again)
+        attaching = threading.Thread(target=attach_again, args=(BLOCK,))
         attaching.start()
         assert eventually(lambda: len(attached) == BLOCK)
     finally:
@@ -139,7 +147,6 @@ def test_a_store_that_hangs_holds_up_nobody_but_drivers_without_a_number(tmp_pat
             os.kill(pid, signal.SIGCONT)
     attaching.join(GET_S)
     assert len(set(attached)) == BLOCK + 2
-    made.stop()
 
 
 def tree(node):
@@ -239,6 +246,24 @@ def test_a_head_that_begins_from_nothing_makes_its_nodes_begin_anew(tmp_path):
         assert new != node.info["node_id"]
         assert eventually(lambda: sessions.read_info(node.path).get("node_id") == new)
         assert works(node)
+    finally:
+        made.stop()
+
+
+def test_a_node_that_cannot_begin_anew_ends_and_leaves_its_log(tmp_path):
+    """Another head is at the address of its own, with another token."""
+    made = Nodes(tmp_path, port=free_port())
+    node = made.join()
+    made.head.kill()
+    assert sessions.remove_stale(made.head.path)
+    made.head = made.all[0] = Daemon(tmp_path, port=made.head.info["port"])
+    try:
+        assert node.end(0) == 1 << 8
+        made.all.remove(node)
+        with open(os.path.join(node.path, sessions.LOG)) as file:
+            assert "could not begin anew" in file.read()
+        assert sessions.remove_stale(node.path)
+        assert alive(made.head) == ids(made.head)
     finally:
         made.stop()
 

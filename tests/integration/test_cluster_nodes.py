@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -355,6 +357,41 @@ def test_a_head_listens_on_the_port_that_it_is_given(tmp_path):
         assert left(tmp_path / "elsewhere") == []
     finally:
         made.stop()
+
+
+def test_only_its_user_may_ask_an_agent(cluster):
+    assert sees(cluster.head, cluster.head)
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            fd = os.open(cluster.head.path, os.O_PATH)  # past the directory's mode: the agent looks too
+            os.setresuid(65534, 65534, 65534)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(f"/proc/self/fd/{fd}/agent.sock")
+                connection.sendall(b"nodes\n")
+                code = 0 if connection.recv(100) == b"" else 2
+        except (PermissionError, BrokenPipeError, ConnectionResetError):
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("question", [b"", b"\n", b"nothing\n", b"\xff" * 1000])
+def test_nonsense_is_not_answered_and_does_no_harm(cluster, question):
+    assert sees(cluster.head, cluster.head)  # it answers
+    with socket.socket(socket.AF_UNIX) as connection, sessions.short_name(
+        os.path.join(cluster.head.path, inquiry.SOCKET)
+    ) as name:
+        connection.connect(name)
+        connection.sendall(question)
+        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+    assert cluster.head.info["node_id"] in alive(cluster.head)
 
 
 def test_who_asks_where_no_agent_is_gets_an_error(tmp_path):
