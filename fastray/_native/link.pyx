@@ -11,17 +11,11 @@ from libcpp.vector cimport vector
 
 from fastray._native.cpp cimport (
     Actor,
-    Bulk,
-    Cancel,
     Class,
-    Stop,
     ErrorCode,
     Function,
-    Ended,
     Handle,
     Header,
-    Link as CLink,
-    LocalFunction,
     Offset,
     PayloadView,
     Process,
@@ -45,6 +39,8 @@ from fastray._native.cpp cimport (
     state_of,
     word_gen,
 )
+from fastray._native.cpp_link cimport Bulk, Cancel, Ended, LocalFunction, Stop
+from fastray._native.cpp_link cimport Link as CLink
 from fastray._native.object_ref cimport session
 
 ROUTE_CLASS, FETCH_CLASS = kRouteClass, kFetchClass
@@ -61,7 +57,7 @@ def join_cluster(uint64_t node_number):
 
 
 def routed_classes():
-    """(class, tasks that wait, job, placement, runtime_env, leases) of each class that is not for workers here."""
+    """(class, tasks that wait, job, placement, runtime_env) of each class that is not for workers here."""
     cdef Header* header = &session.process.segment().header()
     cdef uint32_t c
     cdef Class* cls
@@ -70,20 +66,6 @@ def routed_classes():
         cls = &session.process.segment().cls(c)
         if cls.state.load() == kEntryUsed and cls.routed:
             rows.append((c, session.process.waiting_in(c), cls.job, cls.placement, cls.runtime_env))
-    return rows
-
-
-def local_classes():
-    """(class, tasks that wait, leases, demand by resource index) of each class of workers here."""
-    cdef Header* header = &session.process.segment().header()
-    cdef uint32_t c, i
-    cdef Class* cls
-    rows = []
-    for c in range(header.classes_used.load()):
-        cls = &session.process.segment().cls(c)
-        if cls.state.load() == kEntryUsed and not cls.routed:
-            rows.append((c, session.process.waiting_in(c), cls.leases.load(),
-                         [cls.demand[i] for i in range(header.resources_used.load())]))
     return rows
 
 

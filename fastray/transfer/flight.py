@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
-import pyarrow
-import pyarrow.flight as flight
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.flight as flight  # type: ignore[import-untyped]
 
 from fastray._native import link as native
 from fastray.gcs import auth

@@ -365,8 +365,8 @@ class Router:
             native.put_back(handle, local)
 
     def _settled(self) -> bool:
-        """No node went a moment ago: what no node can run is not waited for any more."""
-        return time.monotonic() - self._last_gone >= RETURN_WAIT_S
+        """The nodes are known, and none went a moment ago: what no node can run is not waited for any more."""
+        return self.agent.node_id in self.agent.nodes and time.monotonic() - self._last_gone >= RETURN_WAIT_S
 
     def _request(self, wishes: Wishes) -> Request:
         return self._request_of(wishes.demand)._replace(
