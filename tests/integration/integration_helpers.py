@@ -17,7 +17,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from waiting import WAIT_S, eventually, is_alive
+from waiting import WAIT_S, eventually, is_alive, note, open_gate, tally, wait_for_gate  # noqa: F401
 
 
 def twice(session, program):
