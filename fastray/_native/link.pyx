@@ -69,6 +69,11 @@ def routed_classes():
     return rows
 
 
+def stays_here(uint32_t c):
+    """True for a class that the agent may not send away: of a placement group on this node."""
+    return session.process.segment().cls(c).group != 0
+
+
 def describe_class(uint32_t c):
     """(demand by resource name, runtime_env, placement, job) of a class."""
     cdef Header* header = &session.process.segment().header()

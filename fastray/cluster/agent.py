@@ -28,7 +28,7 @@ from fastray.attach import AttachedNode
 from fastray.cluster import inquiry
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
-from fastray.cluster.load import Differences, QueueMeter, free_resources
+from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources
 from fastray.cluster.supervisor import CHANNEL_FD
 from fastray.exceptions import (
     AuthenticationError,
@@ -87,6 +87,7 @@ class Agent:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._differences = Differences()
         self._meter = QueueMeter()
+        self.queues: Queues = {}  # what waited here at the last beat
         self._jobs_changed = False
         self._jobs: JobReporter
         self._inquiries: socket.socket | None = None
@@ -276,7 +277,7 @@ class Agent:
     def _beat(self, now: float) -> None:
         if _is_stopped(self.node.pid):
             return
-        queues = self._meter.look(class_queues(self.attachment), now)
+        queues = self.queues = self._meter.look(class_queues(self.attachment), now)
         difference = self._differences.next(free_resources(self.attachment), queues)
         reply = self.gcs.beat(
             self.epoch, difference.version, difference.available, difference.queues, full=difference.full

@@ -3,6 +3,7 @@
     routed      tasks that no worker here may run as they stand: their resources are elsewhere, their strategy names
                 nodes, or values they need are away. The global scheduler places them, this node among others
     asked       values of other nodes that somebody here waits for
+    spilled     tasks of this node that would wait long while another has what they need free
     down        a node that is gone, or the way to it: its tasks run again, what only it had is computed again
 
 The loop sleeps in shared memory (a futex) until there is something to do; what comes from other nodes is applied by
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
 BATCH_MAX = 2000  # tasks placed at a time
 PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
+SPILL_WAIT_S, SPILL_TASK_S = 0.1, 0.001  # a queue as long as this, of tasks as long as that, is shared
 RETURN_WAIT_S = 10.0  # for a node that was there to come back, or for another in its place
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
@@ -66,6 +68,7 @@ class Router:
         self._closed = False
         self._swept = 0.0
         self._last_gone = -RETURN_WAIT_S
+        self._known: set[bytes] = set()  # nodes, at the last placement
         self._unplaced: list[tuple[int, int]] = []  # claimed tasks, and their classes, that a node may come back for
         self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
@@ -119,7 +122,6 @@ class Router:
 
     def _gone(self, node_id: bytes, reason: str) -> None:
         with self.lock:
-            self._last_gone = time.monotonic()
             self._rows.pop(node_id, None)
             peer = self.peers.get(number_of(node_id))
         if peer is not None:
@@ -219,6 +221,7 @@ class Router:
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
             self._swept = time.monotonic()
+            self._spill()
         for peer in list(self.peers.values()):
             if sweep:
                 peer.link.sweep()
@@ -303,6 +306,7 @@ class Router:
     def _place_actor(self, actor: int, creation: int, placement: int) -> None:
         request = self._request(self._functions.wishes(placement))
         with self.agent.lock:
+            self._look_at_nodes()
             outcome = self.agent.scheduler.submit(request)
         if isinstance(outcome, Infeasible):
             if self._settled():
@@ -319,6 +323,7 @@ class Router:
     def _place_class(self, cls: int, waiting: int, job: int, wishes: Wishes, environment: int) -> None:
         request = self._request(wishes)
         with self.agent.lock:
+            self._look_at_nodes()
             outcomes = self.agent.scheduler.submit_many(request, min(waiting, BATCH_MAX))
         counts = collections.Counter(
             outcome.node_id for outcome in outcomes if isinstance(outcome, Placed)
@@ -338,8 +343,32 @@ class Router:
             for handle, _ in native.claim(cls, len(refusals)):
                 native.fail(handle, error_of(native.AGENT_ERROR, error))
 
+    def _spill(self) -> None:
+        """Tasks that would wait here for long go where there is room for them now (paper, section 4.2.2)."""
+        queues, self.agent.queues = self.agent.queues, {}
+        for name, (waiting, seconds) in queues.items():
+            cls = int(name)
+            if waiting * seconds < SPILL_WAIT_S or seconds < SPILL_TASK_S or native.stays_here(cls):
+                continue
+            demand, _, placement, _ = native.describe_class(cls)
+            if placement or not demand:
+                continue
+            request = self._request_of(demand)._replace(seconds=seconds)
+            with self.agent.lock:
+                outcomes = self.agent.scheduler.submit_many(request, min(int(waiting), BATCH_MAX))
+            counts = collections.Counter(
+                outcome.node_id for outcome in outcomes if isinstance(outcome, Placed) and outcome.now
+            )
+            for node_id, count in counts.items():
+                peer = self.peers.get(number_of(node_id))
+                if peer is not None and peer.link.claim(cls, min(count, peer.room())):
+                    peer.send_staged()
+
     def _place_one(self, handle: int, cls: int) -> None:
         """A task with arguments on other nodes: there, or here once they have come."""
+        if native.stays_here(cls):
+            native.put_back(handle, cls)
+            return
         demand, environment, job = self._functions.demand(cls)
         _, _, placement, _ = native.describe_class(cls)
         request = self._request(self._functions.wishes(placement)) if placement else self._request_of(demand)
@@ -349,6 +378,7 @@ class Router:
             if (there := peer.link.bytes_there(handle))
         ]
         with self.agent.lock:
+            self._look_at_nodes()
             outcome = self.agent.scheduler.submit(request._replace(arguments=arguments))
         peer = self.peers.get(number_of(outcome.node_id)) if isinstance(outcome, Placed) else None
         if peer is not None:
@@ -363,6 +393,13 @@ class Router:
         else:
             local = self._functions.local_class(demand, environment, job) if placement else cls
             native.put_back(handle, local)
+
+    def _look_at_nodes(self) -> None:
+        """With the scheduler's lock held: notes when one of them is gone."""
+        nodes = set(self.agent.scheduler.nodes)
+        if self._known - nodes:
+            self._last_gone = time.monotonic()
+        self._known = nodes
 
     def _settled(self) -> bool:
         """The nodes are known, and none went a moment ago: what no node can run is not waited for any more."""

@@ -189,6 +189,16 @@ def test_strategies_name_nodes(cluster):
     assert spread == {cluster.head_node.node_id, cluster.far_node.node_id}
 
 
+def test_tasks_that_would_wait_long_go_where_there_is_room(cluster):
+    @fastray.remote
+    def slow():
+        time.sleep(0.4)
+        return fastray.get_runtime_context().get_node_id()
+
+    nodes = get([slow.remote() for _ in range(8)])
+    assert set(nodes) == {cluster.head_node.node_id, cluster.far_node.node_id}
+
+
 def test_what_no_node_has_is_said_at_once():
     with pytest.raises(TaskUnschedulableError, match="nowhere"):
         get(fastray.remote(resources={"nowhere": 1})(abs).remote(1))
