@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import os
+import sys
 import threading
 import time
 import traceback
@@ -50,10 +51,12 @@ if TYPE_CHECKING:
     from fastray.transfer.functions import Wishes
 
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
-BATCH_MAX = 2000  # tasks placed at a time
+BATCH_MAX = 4000  # tasks placed at a time
+DECISIONS_MAX = 64  # and decisions of the global scheduler about them
 PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
 SPILL_WAIT_S, SPILL_TASK_S = 0.1, 0.001  # a queue as long as this, of tasks as long as that, is shared
 RETURN_WAIT_S = 10.0  # for a node that was there to come back, or for another in its place
+SWITCH_S = 0.0005  # a thread with a batch in hand does not wait long for one that computes
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
 
@@ -66,7 +69,9 @@ class Router:
         self._rows: dict[bytes, Node] = {}
         self._down: set[bytes] = set()  # to be called
         self._closed = False
+        sys.setswitchinterval(SWITCH_S)
         self._swept = 0.0
+        self._held_back = False  # some class has tasks that could not be placed
         self._last_gone = -RETURN_WAIT_S
         self._known: set[bytes] = set()  # nodes, at the last placement
         self._unplaced: list[tuple[int, int]] = []  # claimed tasks, and their classes, that a node may come back for
@@ -161,6 +166,8 @@ class Router:
                 if not peer.ended:
                     peer.receive(batch)
                     self._after(peer)
+                    if self._held_back:
+                        native.wake()
 
         def on_end(reason: str) -> None:
             self._disconnect(peer, reason)
@@ -203,6 +210,7 @@ class Router:
 
     def _step(self) -> list[int]:
         """One look around; the classes to wake up for."""
+        self._held_back = False
         for handle, number in native.take_asked():
             peer = self.peers.get(number)
             if peer is None:
@@ -214,9 +222,11 @@ class Router:
         for handle, cls in unplaced + native.claim(native.ROUTE_CLASS, BATCH_MAX):
             self._place_one(handle, cls)
         for cls, waiting, job, placement, environment in native.routed_classes():
-            classes.append(cls)
-            if waiting:
-                self._place_class(cls, waiting, job, self._functions.wishes(placement), environment)
+            wishes = self._functions.wishes(placement) if waiting else None
+            if wishes is None or self._place_class(cls, waiting, job, wishes, environment):
+                classes.append(cls)
+            else:  # until there is room again, or another node
+                self._held_back = True
         classes += self._look_at_actors()
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
@@ -320,28 +330,33 @@ class Router:
 
     # ---- placing --------------------------------------------------------------------------------------
 
-    def _place_class(self, cls: int, waiting: int, job: int, wishes: Wishes, environment: int) -> None:
-        request = self._request(wishes)
+    def _place_class(self, cls: int, waiting: int, job: int, wishes: Wishes, environment: int) -> int:
+        """How many left the queue. Many at once are placed in portions: a decision costs more than to send a task."""
+        left = 0
+        portion = -(-min(waiting, BATCH_MAX) // DECISIONS_MAX)
         with self.agent.lock:
             self._look_at_nodes()
-            outcomes = self.agent.scheduler.submit_many(request, min(waiting, BATCH_MAX))
-        counts = collections.Counter(
-            outcome.node_id for outcome in outcomes if isinstance(outcome, Placed)
-        )
-        for node_id, count in counts.items():
+            outcomes = self.agent.scheduler.submit_many(self._request(wishes), min(waiting, DECISIONS_MAX))
+        counts = collections.Counter(outcome.node_id for outcome in outcomes if isinstance(outcome, Placed))
+        for node_id, decisions in counts.items():
+            count = portion * decisions
             if node_id == self.agent.node_id:
                 local = self._functions.local_class(wishes.demand, environment, job)
                 for handle, _ in native.claim(cls, count):
                     native.put_back(handle, local)
+                    left += 1
                 continue
             peer = self.peers.get(number_of(node_id))
-            if peer is not None and peer.link.claim(cls, min(count, peer.room())):
+            if peer is not None:
+                left += peer.link.claim(cls, min(count, peer.room()))
                 peer.send_staged()
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
         if refusals and self._settled():
             error = TaskUnschedulableError(_cannot(refusals[0]), missing=refusals[0].missing)
-            for handle, _ in native.claim(cls, len(refusals)):
+            for handle, _ in native.claim(cls, portion * len(refusals)):
                 native.fail(handle, error_of(native.AGENT_ERROR, error))
+                left += 1
+        return left
 
     def _spill(self) -> None:
         """Tasks that would wait here for long go where there is room for them now (paper, section 4.2.2)."""
