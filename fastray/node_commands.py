@@ -129,8 +129,8 @@ def _start(arguments: argparse.Namespace) -> int:
     from fastray import config, daemon, sessions
     from fastray.cluster.launch import find_cluster
 
-    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("msgspec") is None:
-        print("fastray start: needs grpcio and msgspec: pip install 'fastray[cluster]'", file=sys.stderr)
+    if any(importlib.util.find_spec(name) is None for name in ("grpc", "msgspec", "pyarrow")):
+        print("fastray start: needs grpcio, msgspec and pyarrow: pip install 'fastray[cluster]'", file=sys.stderr)
         return 1
     names = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory")
     node = {name: getattr(arguments, name) for name in names}
