@@ -81,7 +81,7 @@ def table(found: dict) -> str:
     for (claim, workers), systems in found.items():
         ours = systems.get("fastray")
         any_info = next(iter(systems.values()))
-        unit, is_rate = any_info["unit"], any_info["unit"] in ("/s", "x")
+        unit, is_rate = any_info["unit"], any_info["unit"] in ("/s", "x", "GB/s")
         cells = [
             amount(ours["median"], unit) if ours else "",
             amount(any_info["goal"], unit) if any_info["goal"] else "",

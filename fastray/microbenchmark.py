@@ -168,8 +168,10 @@ def _line(result: dict[str, Any], peers: list[str]) -> str:
     start = f"{result['title']:42} {result['workers']:>1}"
     if "error" in result:
         return f"{start} {result['error']}"
+    from fastray._benchmark.rows import RATES
+
     unit = result["unit"]
-    is_rate = unit in ("/s", "x")
+    is_rate = unit in RATES
     met = ratio_to(result["median"], result["goal"] or 1, is_rate) >= 1
     cells = [amount(result[key], unit) for key in ("best", "median")]
     cells.append(amount(result["goal"], unit) if result["goal"] else "-")

@@ -20,6 +20,7 @@ from fastray._benchmark.peers import Peer
 PeerRun = Callable[[Any, bool], Optional[float]]
 ROUND_TRIPS = 200  # of a peer
 LARGE_BYTES = 100_000_000
+RATES = ("/s", "x", "GB/s")  # units of which more is better
 
 
 class Row(NamedTuple):
@@ -34,7 +35,7 @@ class Row(NamedTuple):
 
     @property
     def is_rate(self) -> bool:
-        return self.unit in ("/s", "x")
+        return self.unit in RATES
 
 
 def _size(full: int, quick: bool) -> int:
@@ -260,9 +261,10 @@ def _other() -> list[Row]:
 def rows() -> list[Row]:
     """The table, in the order of the goals."""
     from fastray._benchmark.actor_rows import actor_rows
+    from fastray._benchmark.cluster_rows import cluster_rows
     from fastray._benchmark.fault_rows import fault_rows
 
-    return _throughput() + _other() + actor_rows() + fault_rows()
+    return _throughput() + _other() + actor_rows() + fault_rows() + cluster_rows()
 
 
 def select(*titles: str) -> list[Row]:
