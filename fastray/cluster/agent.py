@@ -58,7 +58,8 @@ class Agent:
 
     Attributes for services: `attachment` to the node's segment (not activated), `bell_fd`, `gcs`, `node_id`, `epoch` (0
     before `join`), `host` (of this node, as others reach it), `token` of the cluster, `addresses`, `scheduler` and
-    `nodes` (alive ones, by id), both guarded by `lock`; `wake` makes `run` look now.
+    `nodes` (alive ones, by id), both guarded by `lock`; `answers` to inquiries, until `settle`; `wake` makes `run`
+    look now.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -73,6 +74,7 @@ class Agent:
         self.node_id = bytes.fromhex(node_state.node_id_of(self.attachment))
         self.epoch = 0
         self.addresses: dict[str, str] = {}  # "node": its server; "data": bulk transfers; others are passed on too
+        self.answers: dict[str, Callable[[], Any]] = {"nodes": self._node_rows, "jobs": self._job_rows}
         self.lock = threading.Lock()
         self.scheduler = GlobalScheduler()
         self.nodes: dict[bytes, Node] = {}
@@ -112,7 +114,7 @@ class Agent:
         self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
         self.gcs.window_s = WINDOW_S
-        self._inquiries = inquiry.serve(self.path, {"nodes": self._node_rows, "jobs": self._job_rows})
+        self._inquiries = inquiry.serve(self.path, self.answers)
 
     def _own_row(self) -> Node:
         labels: dict[str, str] = self.settings["labels"] or {}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fastray.gcs.records import Node
     from fastray.transfer.stream import Stream
+    from fastray.transfer.trace import Trace
 
 OUTSTANDING_MAX = 20_000  # tasks sent to one node and not answered yet
 
@@ -32,7 +33,13 @@ class Peer:
     """`number` names the node in references: the first 8 bytes of its id."""
 
     def __init__(
-        self, own_number: int, row: Node, stream: Stream, functions: Functions, published: Callable[[Definition], None]
+        self,
+        own_number: int,
+        row: Node,
+        stream: Stream,
+        functions: Functions,
+        published: Callable[[Definition], None],
+        trace: Trace | None = None,
     ) -> None:
         self.row = row
         self.node_id = row.node_id
@@ -41,6 +48,7 @@ class Peer:
         self.stream = stream
         self._functions = functions
         self._published = published
+        self._trace = trace
         self.ended = False
         self.on_log: Callable[[int, int, int, bytes], None] = lambda job, pid, stream, text: None
         self.flight = threading.Event()  # set when flight_address is known
@@ -80,12 +88,16 @@ class Peer:
     def flush(self) -> None:
         batch = self.link.take_out()
         if batch and not self.ended:
+            if self._trace is not None:
+                self._trace.sent(batch)
             self.stream.send(batch)
 
     def receive(self, batch: bytes) -> None:
         """Raises ValueError for what cannot be understood."""
         at = 0
         while at < len(batch):
+            if self._trace is not None:
+                self._trace.got(batch, at)
             at, message = self.link.receive(batch, at)
             if message is not None:
                 self._on_message(message)
@@ -93,12 +105,15 @@ class Peer:
     def _on_message(self, message: bytes) -> None:
         kind, content = msgspec.msgpack.decode(message, type=tuple[str, msgspec.Raw])
         if kind == "function":
-            self._functions.make(self.link, msgspec.msgpack.decode(content, type=Definition))
+            definition = msgspec.msgpack.decode(content, type=Definition)
+            self._functions.make(self.link, definition)
+            if self._trace is not None:
+                self._trace.note("function_made", name=definition.name, digest=definition.digest.hex())
         elif kind == "actor":
             self._functions.make_actor(self.link, msgspec.msgpack.decode(content, type=ActorDefinition))
         elif kind == "handle":
-            reference, definition = msgspec.msgpack.decode(content, type=tuple[bytes, ActorDefinition])
-            self._functions.make_handle(self.link, reference, definition)
+            reference, actor = msgspec.msgpack.decode(content, type=tuple[bytes, ActorDefinition])
+            self._functions.make_handle(self.link, reference, actor)
         elif kind == "log":
             self.on_log(*msgspec.msgpack.decode(content, type=tuple[int, int, int, bytes]))
         elif kind == "flight":

@@ -38,6 +38,7 @@ from fastray.gcs import auth, commands
 from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.labels import conditions
 from fastray.scheduling.view import Argument, Infeasible, Placed, Request
+from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.functions import Definition, Functions
 from fastray.transfer.peer import Peer, error_of, number_of
@@ -82,6 +83,8 @@ class Router:
         self._flight_address = ""
         agent.attachment.activate()
         self._functions = Functions(agent.attachment)
+        self._trace = trace.from_environment()
+        agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
     # ---- beginning and end ----------------------------------------------------------------------------
 
@@ -158,7 +161,7 @@ class Router:
         return ""
 
     def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
-        peer = Peer(self.number, row, stream, self._functions, self._publish)
+        peer = Peer(self.number, row, stream, self._functions, self._publish, self._trace)
         peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text))
 
         def on_batch(batch: bytes) -> None:
@@ -204,6 +207,8 @@ class Router:
 
     def _publish(self, definition: Definition) -> None:
         """The global function table gets it too; nobody waits for that."""
+        if self._trace is not None:
+            self._trace.note("function_put", name=definition.name, digest=definition.digest.hex())
         self.agent.gcs.submit(commands.FunctionPut(definition.digest, definition.pickled, definition.job))
 
     # ---- the loop -------------------------------------------------------------------------------------
@@ -216,6 +221,8 @@ class Router:
             if peer is None:
                 native.give_up_asked(handle)
             else:
+                if self._trace is not None:
+                    self._trace.note("asked", value=trace.name(handle), node=peer.node_id.hex())
                 peer.link.fetch(handle)
         classes = [native.ROUTE_CLASS, native.FETCH_CLASS]
         unplaced, self._unplaced = self._unplaced, []
@@ -254,6 +261,10 @@ class Router:
         peer.flush()
 
     def _bulk_done(self, peer: Peer, value: native.BulkValue, complete: bool) -> None:
+        if self._trace is not None:
+            size = sum(buffer.nbytes for buffer in value.buffers())
+            about = {"value": trace.name(value.local), "remote": trace.name(value.remote)}
+            self._trace.note("replicated", **about, bytes=size, complete=complete)
         with self.lock:
             if peer.link.finish_bulk(value, complete):
                 peer.flush()
@@ -334,12 +345,16 @@ class Router:
         """How many left the queue. Many at once are placed in portions: a decision costs more than to send a task."""
         left = 0
         portion = -(-min(waiting, BATCH_MAX) // DECISIONS_MAX)
+        if self._trace is not None:
+            self._trace.note("class_routed", cls=cls, waiting=waiting)
         with self.agent.lock:
             self._look_at_nodes()
             outcomes = self.agent.scheduler.submit_many(self._request(wishes), min(waiting, DECISIONS_MAX))
         counts = collections.Counter(outcome.node_id for outcome in outcomes if isinstance(outcome, Placed))
         for node_id, decisions in counts.items():
             count = portion * decisions
+            if self._trace is not None:
+                self._trace.note("class_placed", cls=cls, node=node_id.hex(), count=count)
             if node_id == self.agent.node_id:
                 local = self._functions.local_class(wishes.demand, environment, job)
                 for handle, _ in native.claim(cls, count):
@@ -376,7 +391,9 @@ class Router:
             )
             for node_id, count in counts.items():
                 peer = self.peers.get(number_of(node_id))
-                if peer is not None and peer.link.claim(cls, min(count, peer.room())):
+                if peer is not None and (sent := peer.link.claim(cls, min(count, peer.room()))):
+                    if self._trace is not None:
+                        self._trace.note("class_spilled", cls=cls, node=node_id.hex(), count=sent)
                     peer.send_staged()
 
     def _place_one(self, handle: int, cls: int) -> None:
@@ -384,6 +401,8 @@ class Router:
         if native.stays_here(cls):
             native.put_back(handle, cls)
             return
+        if self._trace is not None:
+            self._trace.note("routed", task=trace.name(handle))
         demand, environment, job = self._functions.demand(cls)
         _, _, placement, _ = native.describe_class(cls)
         request = self._request(self._functions.wishes(placement)) if placement else self._request_of(demand)
@@ -392,9 +411,14 @@ class Router:
             for peer in self.peers.values()
             if (there := peer.link.bytes_there(handle))
         ]
+        if self._trace is not None:
+            found = [[there.size, node.hex()] for there in arguments for node in there.nodes]
+            self._trace.note("located", task=trace.name(handle), arguments=found)
         with self.agent.lock:
             self._look_at_nodes()
             outcome = self.agent.scheduler.submit(request._replace(arguments=arguments))
+        if self._trace is not None and isinstance(outcome, Placed):
+            self._trace.note("placed", task=trace.name(handle), node=outcome.node_id.hex())
         peer = self.peers.get(number_of(outcome.node_id)) if isinstance(outcome, Placed) else None
         if peer is not None:
             peer.link.stage(handle)
