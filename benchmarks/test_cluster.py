@@ -1,5 +1,5 @@
-"""Claims: over two nodes of this machine >= 300,000 tasks/s, a round trip <= 300 us, a large result >= 2 GB/s; a node that
-is in a cluster keeps >= 0.95 of a private node's rate of local tasks."""
+"""Claims: over two nodes of this machine >= 300,000 tasks/s, a round trip <= 300 us, a large result >= 2 GB/s; a node
+that is in a cluster keeps >= 0.95 of a private one's rate of local tasks."""
 
 import pytest
 
