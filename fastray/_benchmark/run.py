@@ -23,7 +23,7 @@ def why_not(row: Row, system: str) -> str:
     if system == "fastray":
         return ""
     if not row.session and row.peer is None:
-        if row.unit == "B":
+        if row.unit not in ("ms", "MB"):  # of starting
             return "peers have nothing like it"
         if system not in processes.startup_systems():
             return f"{system} starts its workers one by one, as they are needed"
