@@ -37,6 +37,7 @@ from fastray.exceptions import NodeDiedError, TaskUnschedulableError
 from fastray.gcs import auth, commands
 from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.labels import conditions
+from fastray.scheduling.resources import fits
 from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
@@ -385,6 +386,9 @@ class Router:
                 continue
             request = self._request_of(demand)._replace(seconds=seconds)
             with self.agent.lock:
+                own = self.agent.scheduler.nodes.get(self.agent.node_id)
+                if own is None or fits(request.resources, own.available):  # a worker here is on its way
+                    continue
                 outcomes = self.agent.scheduler.submit_many(request, min(int(waiting), BATCH_MAX))
             counts = collections.Counter(
                 outcome.node_id for outcome in outcomes if isinstance(outcome, Placed) and outcome.now
