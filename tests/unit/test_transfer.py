@@ -21,7 +21,7 @@ from fastray.transfer import bulk
 from fastray.transfer.functions import ActorDefinition, Definition, Functions, Wishes
 from fastray.transfer.peer import Peer, error_of, number_of
 from fastray.transfer.router import _cannot
-from fastray.transfer.stream import Stream
+from fastray.transfer.stream import FRAME_HEAD, Stream, pieces
 
 # ---- bulk.py -----------------------------------------------------------------------------------------------
 
@@ -203,11 +203,22 @@ def test_wishes_are_read_again_when_their_entry_has_another_content():
 # ---- stream.py ---------------------------------------------------------------------------------------------
 
 
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=12), st.integers(8, 100))
+@settings(max_examples=500, deadline=None)
+def test_pieces_are_whole_frames(bodies, most):
+    frames = [FRAME_HEAD.pack(1, len(body)) + body for body in bodies]
+    ends = {sum(map(len, frames[: n + 1])) for n in range(len(frames))}
+    found = list(pieces(b"".join(frames), most))
+    assert b"".join(found) == b"".join(frames)
+    assert {sum(map(len, found[: n + 1])) for n in range(len(found))} <= ends
+    assert all(0 < len(piece) <= most or piece in frames for piece in found)
+
+
 def test_a_stream_sends_in_order_and_ends_once():
     stream, ends, cancelled = Stream(), [], []
     stream.on_end = ends.append
     stream._cancel = lambda: cancelled.append(1)
-    for batch in (b"a", b"b", b"c"):
+    for batch in (b"a", b"b", b"c"):  # short: nobody looks into them
         stream.send(batch)
     stream.end("first")
     stream.end("second")
