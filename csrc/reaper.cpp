@@ -10,6 +10,21 @@
 
 namespace fastray {
 
+// Other nodes let go of what they held for a dead agent. So what is away or was asked for is lost, and computed again.
+static void lose_what_is_away(Process& node) {
+  const Segment& segment = node.segment();
+  uint32_t end = segment.header().chunks_used.load(std::memory_order_acquire) * kChunkRecords;
+  std::vector<Handle> away;
+  for (uint32_t i = 1; i < end; ++i) {
+    uint64_t w = segment.record(i).state.load(std::memory_order_acquire);
+    if (is_asked(w) || state_of(w) == kAway) away.push_back(make_handle(i, word_gen(w)));
+  }
+  for (Handle h : away) {
+    node.ask_for(h);  // from here on whoever waits for it is told
+    if (node.unask(h)) node.recover(h);
+  }
+}
+
 // A stream is repaired before its task may run again: the next run makes items with the same numbers.
 // Records are adopted before the ledger is cleared: adopted arguments are borrowed by the node first.
 void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
@@ -22,6 +37,7 @@ void Reaper::recover(uint32_t slot, const CrashInfo& crash) {
   p.acting.store(0, std::memory_order_release);
   for (Handle h : held) settle(slot, h & ~kFlightWaiting, crash, h & kFlightWaiting);
   p.claim.store(0, std::memory_order_release);
+  if (p.kind == kProcAgent) lose_what_is_away(node_);  // its walks are done: nothing away is walked any more
   node_.recover_again(p.recovering.load(std::memory_order_acquire), slot);
   p.recovering.store(0, std::memory_order_release);
   if (crash.actor >= 0) {
@@ -81,17 +97,13 @@ std::vector<Handle> Reaper::held_by(uint32_t slot, int actor) {
   return held;
 }
 
-// The node agent holds many claims, which stand in no list; what was asked of it is lost, and computed again.
+// The node agent holds many claims, which stand in no list.
 void Reaper::claimed_by(uint32_t slot, std::vector<Handle>* held) {
   uint32_t end = segment_.header().chunks_used.load(std::memory_order_acquire) * kChunkRecords;
-  std::vector<Handle> asked;
   for (uint32_t i = 1; i < end; ++i) {
     uint64_t w = segment_.record(i).state.load(std::memory_order_acquire);
     if (state_of(w) == kClaimed && word_holder(w) == slot) held->push_back(make_handle(i, word_gen(w)));
-    if (is_asked(w)) asked.push_back(make_handle(i, word_gen(w)));
   }
-  for (Handle h : asked)
-    if (node_.unask(h)) node_.recover(h);
 }
 
 // The node's queue of an actor is served first, from its head: what was in flight at this death goes before what

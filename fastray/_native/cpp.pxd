@@ -14,7 +14,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     ctypedef uint64_t Offset
     ctypedef uint64_t Handle
     uint32_t kProcsMax, kClassesMax, kFunctionsMax, kResourcesMax, kActorsMax, kActorLogEntries, kActorClass
-    uint32_t kRouteClass, kFetchClass
+    uint32_t kRouteClass, kFetchClass, kRecordsMax
     size_t kInlineArgs, kInlineResult
     uint8_t kArgsInHeap
     uint64_t kFlagsMask

@@ -34,6 +34,7 @@ from fastray._native.cpp cimport (
     kFailed,
     kFlagResultHeap,
     kFetchClass,
+    kRecordsMax,
     kRouteClass,
     make_handle,
     state_of,
@@ -188,7 +189,11 @@ def give_up_asked(Handle h):
 
 
 def payload_parts(Handle h):
-    """The buffers of a sealed value, as memoryviews into the store. The caller holds the record."""
+    """The buffers of a sealed value, as memoryviews into the store. The caller holds the record.
+
+    Raises KeyError for what is no such record: another node named it."""
+    if index_of(h) >= kRecordsMax:
+        raise KeyError(f"record {h:016x} cannot be")
     cdef Record* r = &session.records[index_of(h)]
     cdef uint64_t w = r.state.load()
     if not is_sealed(w) or word_gen(w) != gen_of(h) or not w & kFlagResultHeap:

@@ -104,7 +104,7 @@ def split(total: int) -> list[tuple[int, int]]:
     """(first byte, bytes) of the parts that are fetched side by side."""
     count = max(1, min(PARALLEL, total // PART_MIN))
     size = -(-total // count)
-    return [(first, min(size, total - first)) for first in range(0, total, size)] or [(0, 0)]
+    return [(part * size, min(size, total - part * size)) for part in range(count)]
 
 
 def slices(buffers: list[memoryview], first: int, size: int) -> list[memoryview]:

@@ -1,6 +1,6 @@
 """A stream of batches between two agents: one gRPC call per pair of nodes, opened by the node with the smaller number.
 
-    batch     bytes with whole frames (csrc/link_wire.h), in order
+    batch     bytes with whole frames (csrc/link_wire.h), in order. A long one goes in pieces of whole frames
     refused   without the token, or with another wire version: before anything is read (auth.py, wire.py of the GCS)
 
 Two threads per stream: gRPC's, which takes batches to send from a queue, and one that reads. When a stream ends, for
@@ -10,6 +10,7 @@ whatever reason, its `on_end` is called once. Called by router.py.
 from __future__ import annotations
 
 import queue
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,24 @@ if TYPE_CHECKING:
 METHOD = "/fastray.transfer.Link/Open"
 NODE, EPOCH = "fastray-node", "fastray-epoch"  # metadata: who calls
 STREAMS_MAX = 1000
+PIECE_BYTES = 32 << 20
+FRAME_BYTES_MAX = (1 << 31) - 1  # gRPC's limit for a message
+FRAME_HEAD = struct.Struct("<II")  # kind, bytes that follow
+LIMITS = {"grpc.max_receive_message_length": FRAME_BYTES_MAX, "grpc.max_send_message_length": FRAME_BYTES_MAX}
+SERVER_OPTIONS = list({**dict(wire.SERVER_OPTIONS), **LIMITS}.items())
+CHANNEL_OPTIONS = list({**dict(wire.CHANNEL_OPTIONS), **LIMITS}.items())
+
+
+def pieces(batch: bytes, most: int = PIECE_BYTES) -> Iterator[bytes]:
+    """The batch in parts of whole frames, of `most` bytes unless one frame is longer."""
+    begin = at = 0
+    while len(batch) - begin > most and at < len(batch):
+        end = at + FRAME_HEAD.size + FRAME_HEAD.unpack_from(batch, at)[1]
+        if end - begin > most and at > begin:
+            yield batch[begin:at]
+            begin = at
+        at = end
+    yield batch[begin:] if begin else batch
 
 
 class Stream:
@@ -38,7 +57,8 @@ class Stream:
         self.on_end: Callable[[str], None] = lambda reason: None
 
     def send(self, batch: bytes) -> None:
-        self._out.put(batch)
+        for piece in pieces(batch):
+            self._out.put(piece)
 
     def batches(self) -> Iterator[bytes]:
         return iter(self._out.get, None)
@@ -78,7 +98,7 @@ class Server:
     def __init__(self, token: str, accept: Callable[[bytes, int, Stream], str]) -> None:
         self._token = token
         self._accept = accept
-        self._server = grpc.server(ThreadPoolExecutor(STREAMS_MAX), options=wire.SERVER_OPTIONS)
+        self._server = grpc.server(ThreadPoolExecutor(STREAMS_MAX), options=SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers((_Handler(self._open, self._refusal),))
 
     def listen(self, host: str, tls: auth.Tls | None) -> int:
@@ -132,9 +152,9 @@ class Client:
     def __init__(self, address: str, token: str, tls: auth.Tls | None) -> None:
         self._metadata = wire.metadata(token)
         if tls is None:
-            self._channel = grpc.insecure_channel(address, wire.CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(tls.ca), wire.CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(tls.ca), CHANNEL_OPTIONS)
 
     def open(self, node_id: bytes, epoch: int) -> Stream:
         stream = Stream()

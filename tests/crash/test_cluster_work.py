@@ -148,6 +148,20 @@ def test_an_agent_that_is_killed_comes_back_and_nothing_is_lost(cluster, tmp_pat
     assert get(away)[0] == 7
 
 
+@pytest.mark.parametrize("which", ["head", "far"])
+def test_what_is_away_when_an_agent_dies_is_computed_again(cluster, tmp_path, which):
+    log = str(tmp_path / "log")
+    away, small = make.remote(log, 7), far(lambda: 1)
+    fastray.wait([away], fetch_local=False, timeout=GET_S)
+    node = cluster.head_node if which == "head" else cluster.first
+    killed = agent_of(node)
+    os.kill(killed, signal.SIGKILL)
+    assert eventually(lambda: not is_alive(killed))
+    assert get(small.remote()) == 1  # by the link of the next agent
+    assert get(away)[0] == 7
+    assert len(tally(log)) >= 2
+
+
 PROGRAM = """
 import sys, fastray
 sys.path[:0] = sys.argv[3:]
