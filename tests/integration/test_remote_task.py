@@ -230,6 +230,24 @@ def test_a_small_result_comes_with_the_news_of_it(cluster):
     assert any(find(n1, "class_routed", cls=event["cls"], waiting=1) for event in placed)
 
 
+def test_tasks_that_would_wait_here_are_sent_away(cluster, tmp_path):
+    gate = str(tmp_path / "gate")
+
+    @fastray.remote
+    def hold():
+        wait_for_gate(gate)
+        return fastray.get_runtime_context().get_node_id()
+
+    refs = [hold.remote() for _ in range(8)]
+    far = cluster.far_node.node_id
+    spilled = eventually(lambda: find(events_of(cluster)[0], "class_spilled", node=far))
+    open_gate(gate)
+    nodes = fastray.get(refs, timeout=GET_S)
+    assert 1 <= spilled[0]["count"] <= nodes.count(far)
+    sent = {event["task"] for event in find(events_of(cluster)[0], "task_sent")}
+    assert sent & {handle_of(ref) for ref in refs}
+
+
 def test_a_node_that_was_not_told_to_trace_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTRAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv(trace.VARIABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from fastray.transfer import trace
 from fastray.transfer.trace import FETCH, MESSAGE, RESULT, TASK, VALUE, Trace
 
 RELEASE = 4  # of no interest
+PAGE = Path(__file__).resolve().parents[3] / "docs/internals/remote_task.md"
 
 
 def frame(kind, layout="", *fields):
@@ -95,3 +97,8 @@ def test_the_youngest_events_are_kept():
 @pytest.mark.parametrize(("given", "on"), [({}, False), ({trace.VARIABLE: "0"}, False), ({trace.VARIABLE: "1"}, True)])
 def test_it_is_off_unless_asked_for(given, on):
     assert (trace.from_environment(given) is not None) == on
+
+
+def test_the_page_names_every_kind_of_event():
+    page = PAGE.read_text()
+    assert [kind for kind in trace.KINDS if f"`{kind}`" not in page] == []
