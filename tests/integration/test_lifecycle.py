@@ -69,7 +69,7 @@ def test_sessions_follow_each_other_and_leave_nothing_open():
             before = open_things()
     assert len(nodes) == 10
     assert not any(map(is_alive, nodes))
-    assert open_things() == before
+    assert all(now <= then for now, then in zip(open_things(), before))  # an earlier test's may have gone meanwhile
 
 
 def test_shutdown_gives_the_memory_of_objects_back(run_program):
