@@ -351,6 +351,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         uint64_t waiting_in(uint32_t cls)
         cbool put_back(Handle h, uint32_t cls)
         cbool unask(Handle h)
+        cbool lose_host(Handle creation)
         Wake sleep_for_classes(const uint32_t* classes, size_t n, uint32_t seen, int64_t timeout_ns)
         cbool spin_until_sealed(Handle h)
         cbool mark_awaited(const Handle* handles, size_t n)

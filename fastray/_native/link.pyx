@@ -125,6 +125,11 @@ def actor_of(Handle creation):
     return session.records[index_of(creation)].cls - kActorClass
 
 
+def lose_host(Handle creation):
+    """The node where this actor ran is gone, or the agent that knew it. False: no restart is left."""
+    return bool(session.process.lose_host(creation))
+
+
 def describe_actor(uint32_t a):
     """(class name, flags, restarts that are left or -1, info, function of the class, class)"""
     cdef Actor* actor = &session.process.segment().actor(a)

@@ -321,7 +321,7 @@ class Router:
                 elif ends and creation not in self._ending:
                     self._ending.add(creation)
                     host.link.send_actor_stop(creation, native.FINISH)
-            else:  # the agent before this one sent it away
+            elif not native.lose_host(creation):  # the agent before this one sent it away
                 self._say(actor_ended_message(creation, NODE_GONE))
         return classes
 

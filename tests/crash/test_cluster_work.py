@@ -108,6 +108,22 @@ def test_an_actor_of_a_killed_node_starts_on_another(cluster):
         get(counter.add.remote())
 
 
+def test_an_actor_elsewhere_starts_again_when_the_agent_that_sent_it_dies(cluster):
+    @fastray.remote(resources={"far": 1}, num_cpus=0, max_restarts=2, max_task_retries=-1)
+    class Counter:
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+    counter = Counter.remote()
+    assert get([counter.add.remote() for _ in range(3)]) == [1, 2, 3]
+    os.kill(agent_of(cluster.head_node), signal.SIGKILL)
+    assert eventually(lambda: get(counter.add.remote()) == 1)
+
+
 def test_calls_in_flight_to_a_killed_node_say_whether_they_may_have_run(cluster, tmp_path):
     started = str(tmp_path / "started")
 
