@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -14,11 +15,11 @@ import pytest
 pytest.importorskip("grpc")
 pytest.importorskip("pyarrow")
 
-from cluster_helpers import far_cluster
 from integration_helpers import eventually, note, open_gate, tally, wait_for_gate
 
 import fastray
 from fastray._native import link as native
+from fastray.cluster_utils import Cluster
 from fastray.exceptions import GetTimeoutError, TaskCancelledError, TaskUnschedulableError
 from fastray.util.scheduling_strategies import In, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
 
@@ -31,8 +32,15 @@ far = fastray.remote(resources={"far": 0.01}, num_cpus=0)
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    with far_cluster(folder, resources={"far": 4}, labels={"zone": "far"}) as made:
-        yield made
+    os.environ["FASTRAY_TMPDIR"] = str(folder)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    made.far_node = made.add_node(num_cpus=2, resources={"far": 4}, labels={"zone": "far"})
+    made.wait_for_nodes()
+    fastray.init(address=made.address)
+    yield made
+    fastray.shutdown()
+    made.shutdown()
+    del os.environ["FASTRAY_TMPDIR"]
 
 
 def get(refs):
