@@ -19,6 +19,7 @@ pytest.importorskip("pyarrow")
 from integration_helpers import eventually, open_gate, wait_for_gate
 
 import fastray
+from fastray.cluster import inquiry
 from fastray.cluster.launch import find_token
 from fastray.cluster_utils import Cluster
 from fastray.exceptions import GetTimeoutError, InvalidOptionError
@@ -118,11 +119,17 @@ def one(events, kind, **about):
     return found[0]
 
 
+def nothing_waits(cluster):
+    """As the agent of N1 knows it, by the last heartbeats."""
+    return not any(row["queues"] for row in inquiry.ask(cluster.head_node.session_path, "nodes"))
+
+
 def run(cluster, folder):
     """Runs it; the handles of a and c, what the driver and the task saw."""
     gate = str(folder / "gate")
     a, b = fastray.put(np.ones(A_SIZE)), make.remote(B_SIZE)
     assert fastray.wait([b], fetch_local=False, timeout=GET_S)[0] == [b]
+    assert eventually(lambda: nothing_waits(cluster))  # make waited there for a worker, which counts against N2
     seen = {"submitted": time.time_ns()}
     c = add.remote(a, b, gate)
     seen["looks"] = time.time_ns()
