@@ -211,6 +211,7 @@ class LocalScheduler {
   void bury(uint32_t a, const std::string& death);
   void stand_for_dead(uint32_t a);
   void free_actor(uint32_t a);
+  int living_actor(Handle creation);
   void kill_actor(const ControlMessage& m);
   void end_actor(uint32_t a, ActorEnd why);
 

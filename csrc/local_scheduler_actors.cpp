@@ -253,15 +253,25 @@ void LocalScheduler::free_actor(uint32_t a) {
   actor.state.store(kActorFree, std::memory_order_release);  // SYNC POINT: actor-entry
 }
 
-void LocalScheduler::kill_actor(const ControlMessage& m) {
-  if (index_of(m.handle) == 0 || index_of(m.handle) >= kRecordsMax) return;
-  const Record& r = segment_.record(m.handle);
-  if (r.kind != kActor || !is_actor_class(r.cls)) return;
+// The actor whose creation record a message names, when it lives; else -1.
+int LocalScheduler::living_actor(Handle creation) {
+  if (index_of(creation) == 0 || index_of(creation) >= kRecordsMax) return -1;
+  const Record& r = segment_.record(creation);
+  if (r.kind != kActor || !is_actor_class(r.cls)) return -1;
   uint32_t a = r.cls - kActorClass;
-  Actor& actor = segment_.actor(a);
-  uint32_t state = actor.state.load(std::memory_order_acquire);
-  if (actor.creation.load(std::memory_order_acquire) != m.handle || !lives(state)) return;
+  const Actor& actor = segment_.actor(a);
+  if (actor.creation.load(std::memory_order_acquire) != creation) return -1;
+  if (!lives(actor.state.load(std::memory_order_acquire))) return -1;
   if (actors_.size() <= a) actors_.resize(a + 1);
+  return static_cast<int>(a);
+}
+
+void LocalScheduler::kill_actor(const ControlMessage& m) {
+  int living = living_actor(m.handle);
+  if (living < 0) return;
+  uint32_t a = static_cast<uint32_t>(living);
+  const Actor& actor = segment_.actor(a);
+  uint32_t state = actor.state.load(std::memory_order_acquire);
   if (m.force) return end_actor(a, kEndKilled);
   if (actor.flags.load(std::memory_order_acquire) & kActorForeign) return forward(m);
   uint32_t slot = actor.slot.load(std::memory_order_acquire);

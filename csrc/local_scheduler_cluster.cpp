@@ -89,15 +89,10 @@ void LocalScheduler::wake_agent() {
 
 // Its node says that it ended, or is gone itself, and no restart is left.
 void LocalScheduler::end_foreign(const ControlMessage& m) {
-  if (index_of(m.handle) == 0 || index_of(m.handle) >= kRecordsMax) return;
-  const Record& r = segment_.record(m.handle);
-  if (r.kind != kActor || !is_actor_class(r.cls)) return;
-  uint32_t a = r.cls - kActorClass;
+  int living = living_actor(m.handle);
+  if (living < 0) return;
+  uint32_t a = static_cast<uint32_t>(living);
   Actor& actor = segment_.actor(a);
-  uint32_t state = actor.state.load(std::memory_order_acquire);
-  bool lives = state >= kActorPending && state < kActorDead;
-  if (actor.creation.load(std::memory_order_acquire) != m.handle || !lives) return;
-  if (actors_.size() <= a) actors_.resize(a + 1);
   uint32_t none = kEndNone;
   actor.end.compare_exchange_strong(none, m.force, std::memory_order_acq_rel);
   actor.slot.store(0, std::memory_order_release);

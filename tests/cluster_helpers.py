@@ -1,17 +1,22 @@
 """Clusters of daemons for tests: who is in it, as any of its nodes sees it.
 
-    Nodes    a head and nodes that join it, all in one folder; they end with the test, whatever was killed
+    Nodes          a head and nodes that join it, all in one folder; they end with the test, whatever was killed
+    far_cluster    two nodes, for programs that run on both
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from contextlib import contextmanager
 
+import pytest
 from daemon_helpers import Daemon
 from waiting import eventually
 
+import fastray
 from fastray.cluster import inquiry
+from fastray.cluster_utils import Cluster
 
 
 class Nodes:
@@ -65,3 +70,17 @@ def kill_and_wait(pid):
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert select.select([pidfd], [], [], 20)[0]
     os.close(pidfd)
+
+
+@contextmanager
+def far_cluster(folder, head_cpus=2, **far):
+    """A head, of which this process is a driver, and `far_node` with what is given; its sessions are in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTRAY_TMPDIR", str(folder))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus})
+        made.far_node = made.add_node(num_cpus=2, **far)
+        made.wait_for_nodes()
+        fastray.init(address=made.address)
+        yield made
+        fastray.shutdown()
+        made.shutdown()

@@ -69,7 +69,6 @@ class Router:
         self.number = number_of(agent.node_id)
         self.peers: dict[int, Peer] = {}
         self._rows: dict[bytes, Node] = {}
-        self._down: set[bytes] = set()  # to be called
         self._closed = False
         sys.setswitchinterval(SWITCH_S)
         self._swept = 0.0
@@ -126,7 +125,6 @@ class Router:
         with self.lock:
             self._rows[row.node_id] = row
             if self.number < number_of(row.node_id):
-                self._down.add(row.node_id)
                 threading.Thread(target=self._dial, args=(row,), name="fastray-dial", daemon=True).start()
 
     def _gone(self, node_id: bytes, reason: str) -> None:

@@ -15,10 +15,10 @@ import waiting
 pytest.importorskip("grpc")
 pytest.importorskip("pyarrow")
 
+from cluster_helpers import far_cluster
 from waiting import eventually, is_alive, note, open_gate, tally, wait_for_gate
 
 import fastray
-from fastray.cluster_utils import Cluster
 from fastray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError
 
 GET_S = 60
@@ -26,15 +26,9 @@ BIG = 200_000
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTRAY_TMPDIR", str(tmp_path / "runtime"))
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    made.first = made.add_node(num_cpus=2, resources={"far": 4})
-    made.wait_for_nodes()
-    fastray.init(address=made.address)
-    yield made
-    fastray.shutdown()
-    made.shutdown()
+def cluster(tmp_path):
+    with far_cluster(tmp_path / "runtime", head_cpus=1, resources={"far": 4}) as made:
+        yield made
 
 
 far = fastray.remote(resources={"far": 1}, num_cpus=0)
@@ -62,7 +56,7 @@ def test_tasks_of_a_killed_node_run_on_another(cluster, tmp_path):
     refs = [hold.remote(started, gate) for _ in range(4)]
     assert eventually(lambda: len(tally(started)) == 4)
     second = cluster.add_node(num_cpus=2, resources={"far": 4})
-    cluster.kill_node(cluster.first)
+    cluster.kill_node(cluster.far_node)
     assert eventually(lambda: len(tally(started)) == 8)
     open_gate(gate)
     assert set(get(refs)) == {second.node_id}
@@ -72,7 +66,7 @@ def test_a_task_without_retries_says_that_its_node_died(cluster, tmp_path):
     started, gate = str(tmp_path / "started"), str(tmp_path / "gate")
     ref = hold.options(max_retries=0).remote(started, gate)
     assert eventually(lambda: tally(started))
-    cluster.kill_node(cluster.first)
+    cluster.kill_node(cluster.far_node)
     with pytest.raises(NodeDiedError, match=r"where the task ran, is gone"):
         get(ref)
 
@@ -83,7 +77,7 @@ def test_a_value_only_a_killed_node_had_is_computed_again(cluster, tmp_path):
     assert len(fastray.wait(refs, num_returns=3, fetch_local=False, timeout=GET_S)[0]) == 3
     assert np.array_equal(get(refs[0]), np.zeros(BIG))  # here now
     cluster.add_node(num_cpus=1, resources={"far": 4})
-    cluster.kill_node(cluster.first)
+    cluster.kill_node(cluster.far_node)
     assert [int(array[0]) for array in get(refs)] == [0, 1, 2]
     assert len(tally(log)) == 5
 
@@ -99,9 +93,9 @@ def test_an_actor_of_a_killed_node_starts_on_another(cluster):
             return self.n, fastray.get_runtime_context().get_node_id()
 
     counter = Counter.remote()
-    assert get([counter.add.remote() for _ in range(3)])[-1] == (3, cluster.first.node_id)
+    assert get([counter.add.remote() for _ in range(3)])[-1] == (3, cluster.far_node.node_id)
     second = cluster.add_node(num_cpus=1, resources={"far": 4})
-    cluster.kill_node(cluster.first)
+    cluster.kill_node(cluster.far_node)
     assert get(counter.add.remote()) == (1, second.node_id)
     cluster.kill_node(second)
     with pytest.raises(ActorDiedError, match="node where it ran is gone"):
@@ -136,7 +130,7 @@ def test_calls_in_flight_to_a_killed_node_say_whether_they_may_have_run(cluster,
     sleeper = Sleeper.remote()
     ref = sleeper.sleep.remote()
     assert eventually(lambda: tally(started))
-    cluster.kill_node(cluster.first)
+    cluster.kill_node(cluster.far_node)
     with pytest.raises((ActorUnavailableError, ActorDiedError), match="may have run"):
         get(ref)
 
@@ -158,7 +152,7 @@ def test_an_agent_that_is_killed_comes_back_and_nothing_is_lost(cluster, tmp_pat
     away = make.remote(log, 7)
     fastray.wait([away], fetch_local=False, timeout=GET_S)
     refs = [add.remote(i) for i in range(2000)]
-    os.kill(agent_of(cluster.head_node if which == "head" else cluster.first), signal.SIGKILL)
+    os.kill(agent_of(cluster.head_node if which == "head" else cluster.far_node), signal.SIGKILL)
     refs += [add.remote(i) for i in range(2000, 3000)]
     assert get(refs) == list(range(1, 3001))
     assert get(away)[0] == 7
@@ -169,7 +163,7 @@ def test_what_is_away_when_an_agent_dies_is_computed_again(cluster, tmp_path, wh
     log = str(tmp_path / "log")
     away, small = make.remote(log, 7), far(lambda: 1)
     fastray.wait([away], fetch_local=False, timeout=GET_S)
-    node = cluster.head_node if which == "head" else cluster.first
+    node = cluster.head_node if which == "head" else cluster.far_node
     killed = agent_of(node)
     os.kill(killed, signal.SIGKILL)
     assert eventually(lambda: not is_alive(killed))

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("grpc")
 
+from cluster_helpers import far_cluster
 from integration_helpers import eventually
 
 import fastray
-from fastray.cluster_utils import Cluster
 from fastray.exceptions import ActorDiedError, ActorUnavailableError
 
 GET_S = 60
@@ -20,16 +20,8 @@ GET_S = 60
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runtime")
-    os.environ["FASTRAY_TMPDIR"] = str(folder)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    made.far_node = made.add_node(num_cpus=2, resources={"far": 8})
-    made.wait_for_nodes()
-    fastray.init(address=made.address)
-    yield made
-    fastray.shutdown()
-    made.shutdown()
-    del os.environ["FASTRAY_TMPDIR"]
+    with far_cluster(tmp_path_factory.mktemp("runtime"), resources={"far": 8}) as made:
+        yield made
 
 
 class Counter:

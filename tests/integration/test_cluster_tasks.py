@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import numpy as np
@@ -15,11 +14,11 @@ import pytest
 pytest.importorskip("grpc")
 pytest.importorskip("pyarrow")
 
+from cluster_helpers import far_cluster
 from integration_helpers import eventually, note, open_gate, tally, wait_for_gate
 
 import fastray
 from fastray._native import link as native
-from fastray.cluster_utils import Cluster
 from fastray.exceptions import GetTimeoutError, TaskCancelledError, TaskUnschedulableError
 from fastray.util.scheduling_strategies import In, NodeAffinitySchedulingStrategy, NodeLabelSchedulingStrategy
 
@@ -32,15 +31,8 @@ far = fastray.remote(resources={"far": 0.01}, num_cpus=0)
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    os.environ["FASTRAY_TMPDIR"] = str(folder)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    made.far_node = made.add_node(num_cpus=2, resources={"far": 4}, labels={"zone": "far"})
-    made.wait_for_nodes()
-    fastray.init(address=made.address)
-    yield made
-    fastray.shutdown()
-    made.shutdown()
-    del os.environ["FASTRAY_TMPDIR"]
+    with far_cluster(folder, resources={"far": 4}, labels={"zone": "far"}) as made:
+        yield made
 
 
 def get(refs):

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("grpc")
 pytest.importorskip("pyarrow")
 
+from cluster_helpers import far_cluster
 from integration_helpers import eventually, open_gate, wait_for_gate
 
 import fastray
@@ -67,15 +68,9 @@ STEPS_OF_RESULT = (
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRAY_TMPDIR", str(tmp_path_factory.mktemp("runtime")))
         patch.setenv(trace.VARIABLE, "1")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-        made.far_node = made.add_node(num_cpus=2, resources={"far": 1})
-        made.wait_for_nodes()
-        fastray.init(address=made.address)
-        yield made
-        fastray.shutdown()
-        made.shutdown()
+        with far_cluster(tmp_path_factory.mktemp("runtime"), resources={"far": 1}) as made:
+            yield made
 
 
 @fastray.remote(resources={"far": 0.01}, num_cpus=0)
