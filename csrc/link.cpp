@@ -46,6 +46,12 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
       case kFrameActorStop:
         on_actor_stop(in);
         break;
+      case kFrameLogged:
+        on_logged(in);
+        break;
+      case kFrameCheckpoint:
+        on_checkpoint(in);
+        break;
       case kFrameItem:
         on_item(in);
         break;
@@ -351,10 +357,14 @@ bool Link::finish_bulk(const Bulk& bulk, bool complete) {
 // ---- the end ---------------------------------------------------------------------------------------------
 
 void Link::down(const std::string& error) {
-  for (Handle h : staged_) outstanding_.insert(h);
+  for (Handle h : staged_)
+    if (again_.count(h) == 0) outstanding_.insert(h);
   staged_.clear();
-  for (auto [h, restarts] : std::exchange(hosted_, {}))  // first: what was in flight there follows from it
-    if (!process_.lose_host(h)) ended_.push_back(Ended{h, kEndNodeGone});
+  again_.clear();
+  for (auto& [h, hosted] : std::exchange(hosted_, {})) {  // first: what was in flight there follows from it
+    if (hosted.next != 0) process_.drop(hosted.next);
+    if (hosted.torn != 0 || !process_.lose_host(h)) ended_.push_back(Ended{h, kEndNodeGone});
+  }
   std::vector<Handle> tasks(outstanding_.begin(), outstanding_.end());
   outstanding_.clear();
   auto earlier = [&](Handle a, Handle b) { return segment_.record(a).id < segment_.record(b).id; };
@@ -383,6 +393,7 @@ void Link::down(const std::string& error) {
   }
   for (auto& [h, count] : std::exchange(exported_, {})) process_.drop(h);
   fetch_waits_.clear();
+  logged_calls_.clear();
   hosting_.clear();
 }
 

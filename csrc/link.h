@@ -18,6 +18,7 @@
 //   link_tasks.cpp    tasks and results
 //   link_streams.cpp  items of generators
 //   link_actors.cpp   actors of one node that run on the other
+//   link_checkpoints.cpp  their checkpoints and logs, which are kept where they were created
 #pragma once
 
 #include <deque>
@@ -73,7 +74,9 @@ class Link {
   enum class Stop : uint64_t { kFinish = 0, kKill = 1, kRestart = 2 };
   void send_actor_stop(Handle creation, Stop how);
   // The next kActor frame with this wire name is created in this entry, which is filled in.
-  void prepare_actor(uint64_t wire, uint32_t actor) { prepared_[wire] = actor; }
+  void prepare_actor(uint64_t wire, uint32_t actor) { prepared_[wire].actor = actor; }
+  // Calls from the log of an actor that runs there now: to be sent before all others (send_staged).
+  bool has_staged() const { return !staged_.empty(); }
   struct Ended {
     Handle creation;
     uint32_t end;
@@ -86,6 +89,7 @@ class Link {
   std::vector<Handle> unknown_actors();
   // An actor of the peer's, by such a reference: a foreign one in this entry, which is filled in. False: known already.
   bool import_actor(const std::string& ref, uint32_t actor);
+  bool knows_actor(Handle creation) const { return exported_.count(creation) != 0 || held_.count(creation) != 0; }
   bool mirrors_actor(Handle creation) const;
   // ---- importer --------------------------------------------------------------------------------
   void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
@@ -132,6 +136,7 @@ class Link {
     uint16_t returns;
     Multi multi;
     uint32_t ahead = 0, sent = 0, consumed = 0;  // of a stream
+    bool again = false;  // of a log: without an answer
   };
   struct FetchWait {
     Handle h;
@@ -142,7 +147,22 @@ class Link {
     uint64_t wire;
     Handle local;
     uint32_t actor, state, restarts;
+    Handle checkpoint;  // as the peer knows it
+    uint64_t logged;    // entries of its log that the peer knows
   };
+  struct Prepared {
+    uint32_t actor = 0;
+    Handle checkpoint = 0;
+  };
+  struct Hosted {    // an actor of ours that runs there
+    uint32_t restarts = 0;       // before that
+    std::deque<uint64_t> there;  // places of our log's entries in the log there; kUnplaced until it has run again
+    size_t again = 0;            // entries that have run again there
+    Handle next = 0;             // a checkpoint whose value is on its way
+    uint64_t next_place = 0;
+    uint64_t torn = 0;           // after the place of the last call that did not fit: a restart would lose it
+  };
+  static constexpr uint64_t kUnplaced = ~uint64_t{0};
   // link.cpp
   void put_ref(Handle h);
   bool put_value(const Record& r, bool bulk_allowed);
@@ -162,7 +182,7 @@ class Link {
   void put_task(Handle h);
   void on_task(Reader& in);
   bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
-  void refuse(uint64_t wire, ErrorCode code, const std::string& more);
+  void refuse(Reader& in, const TaskHead& head, ErrorCode code, const std::string& more);
   bool results_name_unknown(const Import& import);
   void put_results(const Import& import);
   void put_result(uint64_t wire, uint32_t value, Handle h);
@@ -187,6 +207,16 @@ class Link {
   Handle actor_there(uint32_t cls) const;
   bool names_unknown(const Handle* handles, size_t n);
   bool names_unknown(const Record& r);
+  // link_checkpoints.cpp
+  void report_log(Hosting* hosting);
+  void report_checkpoint(Hosting* hosting);
+  void on_logged(Reader& in);
+  void on_checkpoint(Reader& in);
+  void send_checkpoint(Handle creation, const Actor& actor);
+  void stage_log(Handle creation);
+  void settle_checkpoints();
+  void take_checkpoint(Handle creation, Hosted* hosted);
+  void forget_hosted(Handle creation);
   void keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes);
 
   Process& process_;
@@ -206,8 +236,10 @@ class Link {
   std::vector<Bulk> bulk_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
   std::unordered_map<Handle, uint32_t> streams_;  // exported streams with a limit -> consumed, as told
-  std::unordered_map<Handle, uint32_t> hosted_;  // creations of ours whose actor is there -> restarts before that
-  std::unordered_map<uint64_t, uint32_t> prepared_;
+  std::unordered_map<Handle, Hosted> hosted_;  // by its creation
+  std::unordered_map<uint64_t, Prepared> prepared_;
+  std::unordered_set<Handle> again_;                 // of what is staged: from a log
+  std::unordered_map<Handle, uint64_t> logged_calls_;  // imported calls of actors with checkpoints -> wire
   std::vector<Hosting> hosting_;
   std::vector<Handle> unknown_actors_;
   std::vector<Ended> ended_;

@@ -20,7 +20,9 @@ void Link::send_actor(Handle creation) {
   actor.slot.store(process_.slot(), std::memory_order_release);
   actor.flags.fetch_or(kActorForeign, std::memory_order_acq_rel);
   actor.state.store(kActorStarting, std::memory_order_release);  // SYNC POINT: actor-entry
-  hosted_[creation] = actor.restarts.load(std::memory_order_acquire);
+  Hosted& hosted = hosted_[creation] = Hosted{};
+  hosted.restarts = actor.restarts.load(std::memory_order_acquire);
+  send_checkpoint(creation, actor);
   put_task(creation);
 }
 
@@ -45,18 +47,28 @@ void Link::on_actor(Reader& in) {
   }
   Record& r = segment_.record(head.wire);
   Actor& actor = segment_.actor_of_class(r.cls);
-  if (held_.count(head.wire) == 0) hold_remote(head.wire, head.remote, false);
-  actor.restarts.store(hosted_[head.wire] + head.restarts, std::memory_order_release);
+  if (held_.count(head.wire) == 0) {
+    hold_remote(head.wire, head.remote, false);
+    stage_log(head.wire);
+  }
+  actor.restarts.store(hosted_[head.wire].restarts + head.restarts, std::memory_order_release);
   if (head.state == kActorAlive) {
     process_.seal_creation(head.wire, kDone);
     uint32_t starting = kActorStarting;
     actor.state.compare_exchange_strong(starting, kActorAlive, std::memory_order_acq_rel);
   } else if (head.state == kActorDead) {
-    hosted_.erase(head.wire);
+    forget_hosted(head.wire);
     const uint8_t* cause = in.bytes(head.cause);
     if (cause != nullptr && head.cause != 0) keep_cause(r.cls - kActorClass, cause, head.cause);
     ended_.push_back(Ended{head.wire, head.end});
   }
+}
+
+void Link::forget_hosted(Handle creation) {
+  auto it = hosted_.find(creation);
+  if (it == hosted_.end()) return;
+  if (it->second.next != 0) process_.drop(it->second.next);
+  hosted_.erase(it);
 }
 
 void Link::keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes) {
@@ -69,7 +81,7 @@ void Link::keep_cause(uint32_t a, const uint8_t* cause, uint64_t bytes) {
 
 void Link::send_actor_stop(Handle creation, Stop how) {
   auto it = held_.find(creation);
-  if (how == Stop::kKill) hosted_.erase(creation);  // else it says when it has finished
+  if (how == Stop::kKill) forget_hosted(creation);  // else it says when it has finished
   if (it == held_.end()) return;  // on_actor() does it when it is heard of
   writer_.begin(kFrameActorStop);
   writer_.put(it->second.remote);
@@ -81,8 +93,9 @@ void Link::send_actor_stop(Handle creation, Stop how) {
 bool Link::fail_call(Record& r, Handle task) {
   Actor& actor = segment_.actor_of_class(r.cls);
   bool restarts = actor.state.load(std::memory_order_acquire) == kActorRestarting;
+  bool again = actor.flags.load(std::memory_order_relaxed) & kActorCheckpoints;
   int32_t most = segment_.function(r.function).max_retries;
-  if (restarts && (most < 0 || r.attempts < most)) return false;
+  if (restarts && (again || most < 0 || r.attempts < most)) return false;
   std::string death = Process::for_call(process_.describe_lost(r.cls - kActorClass), true);
   ErrorCode code = restarts ? kErrorActorUnavailable : kErrorActorDied;
   process_.self().claim.store(task, std::memory_order_release);
@@ -97,7 +110,7 @@ bool Link::names_unknown(const Handle* handles, size_t n) {
   bool any = false;
   for (size_t i = 0; i < n; ++i) {
     Handle h = handles[i];
-    if (segment_.record(h).kind != kActor || exported_.count(h) != 0 || held_.count(h) != 0) continue;
+    if (segment_.record(h).kind != kActor || knows_actor(h)) continue;
     unknown_actors_.push_back(h);
     any = true;
   }
@@ -147,7 +160,7 @@ bool Link::import_actor(const std::string& ref, uint32_t a) {
   actor.state.store(kActorAlive, std::memory_order_release);  // SYNC POINT: actor-entry
   mirrors_[head.handle] = h;
   hold_remote(h, head.handle, true);
-  hosted_[h] = 0;
+  hosted_[h] = Hosted{};
   return true;
 }
 
@@ -159,10 +172,15 @@ bool Link::mirrors_actor(Handle creation) const {
 
 void Link::on_actor_created(Record* r, Handle h, uint64_t wire, uint64_t flags) {
   uint32_t a = r->cls - kActorClass;
+  if (Handle checkpoint = prepared_[wire].checkpoint; checkpoint != 0) {
+    (void)process_.contain(checkpoint, h);
+    segment_.actor(a).checkpoint.store(checkpoint, std::memory_order_release);
+    process_.drop(checkpoint);
+  }
   prepared_.erase(wire);
   process_.publish_actor(a, r, h, flags);
   exported_[h] = 1;  // our reference is the peer's
-  hosting_.push_back(Hosting{wire, h, a, 0, 0});
+  hosting_.push_back(Hosting{wire, h, a, 0, 0, segment_.actor(a).checkpoint.load(std::memory_order_relaxed), 0});
   report_actors();
 }
 
@@ -174,6 +192,7 @@ void Link::report_actors() {
     uint32_t state = actor.state.load(std::memory_order_acquire);  // SYNC POINT: actor-entry
     if (actor.creation.load(std::memory_order_acquire) != hosting.local) state = kActorDead;
     uint32_t restarts = actor.restarts.load(std::memory_order_acquire);
+    if (state != kActorDead) report_checkpoint(&hosting);
     if (state != hosting.state || restarts != hosting.restarts) {
       hosting.state = state;
       hosting.restarts = restarts;

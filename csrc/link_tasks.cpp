@@ -33,10 +33,11 @@ void Link::describe(uint32_t function, const std::string& message) {
 
 void Link::send_staged() {
   for (Handle h : staged_) {
-    outstanding_.insert(h);
+    if (again_.count(h) == 0) outstanding_.insert(h);
     put_task(h);
   }
   staged_.clear();
+  again_.clear();
 }
 
 void Link::put_task(Handle h) {
@@ -44,12 +45,13 @@ void Link::put_task(Handle h) {
   uint32_t deps, refs;
   const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
   TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
-                kOneValue, 0, r.kind, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0, 0};
+                kOneValue, 0, r.kind, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0,
+                static_cast<uint32_t>(again_.count(h))};
   if (r.state.load(std::memory_order_acquire) & kFlagMulti) head.multi = kValues;
   if (head.multi != kOneValue && segment_.function(r.function).flags & kStreaming) {
     head.multi = kStream;
     head.ahead = Process::stream_of(const_cast<Record&>(r)).ahead_max;
-    if (head.ahead != 0) streams_[h] = 0;
+    if (head.ahead != 0 && head.again == 0) streams_[h] = 0;
   }
   const uint8_t* codec = r.args + (deps + refs) * sizeof(Handle);
   PayloadView view;
@@ -92,12 +94,13 @@ void Link::on_task(Reader& in) {
   size_t n = size_t{head.dependencies} + head.references;
   if (in.bad() || n > in.left() / sizeof(RefHead) || head.buffers > in.left() / 8) return in.fail();
   auto known = functions_.find(head.function);
-  if (known == functions_.end()) return refuse(head.wire, kErrorSystem, "its function never came");
+  if (head.again != 0) head.ahead = 0;  // nobody consumes it
+  if (known == functions_.end()) return refuse(in, head, kErrorSystem, "its function never came");
   uint32_t cls = known->second.cls;
   if (head.kind == kActor) {
     auto prepared = prepared_.find(head.wire);
     if (prepared == prepared_.end()) return in.fail();
-    cls = kActorClass + prepared->second;
+    cls = kActorClass + prepared->second.actor;
   } else if (head.actor != 0) {
     if (exported_.count(head.actor) == 0 || segment_.record(head.actor).kind != kActor) return in.fail();
     cls = segment_.record(head.actor).cls;
@@ -106,7 +109,7 @@ void Link::on_task(Reader& in) {
   for (size_t i = 0; i < n && !in.bad(); ++i) refs.push_back(get_ref(in));
   if (in.bad()) return;
   Record* r = process_.allocate_record();
-  if (r == nullptr) return refuse(head.wire, kErrorSystem, "no room for another task on that node");
+  if (r == nullptr) return refuse(in, head, kErrorSystem, "no room for another task on that node");
   Handle h = process_.handle_of(r);
   uint64_t flags = 0;
   r->id = process_.next_id();
@@ -120,7 +123,7 @@ void Link::on_task(Reader& in) {
   if (!get_arguments(in, head, refs, r, h, &flags)) {
     process_.unallocate(r);
     uint64_t bytes = in.left();
-    if (!in.bad()) refuse(head.wire, kErrorStoreFull, std::string(reinterpret_cast<char*>(&bytes), sizeof bytes));
+    if (!in.bad()) refuse(in, head, kErrorStoreFull, std::string(reinterpret_cast<char*>(&bytes), sizeof bytes));
     return;
   }
   if (head.multi == kStream) {
@@ -129,7 +132,7 @@ void Link::on_task(Reader& in) {
   } else if (head.multi == kValues && !process_.make_promises(*r, h)) {
     if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
     process_.unallocate(r);
-    return refuse(head.wire, kErrorSystem, "no room for its return values on that node");
+    return refuse(in, head, kErrorSystem, "no room for its return values on that node");
   }
   if (head.multi != kOneValue) flags |= kFlagMulti;
   if (head.multi == kValues && head.returns > 1) flags |= kFlagShared;
@@ -142,13 +145,17 @@ void Link::on_task(Reader& in) {
   flags |= kFlagAwaited;  // its end wakes us
   for (uint32_t i = 0; i < head.dependencies; ++i) process_.ask_for(refs[i]);  // it was sent here to run here
   imports_.push_back(Import{head.wire, h, head.returns, static_cast<Multi>(head.multi), head.ahead});
+  imports_.back().again = head.again != 0;
+  if (head.actor != 0 && segment_.actor_of_class(r->cls).flags.load(std::memory_order_relaxed) & kActorCheckpoints)
+    logged_calls_[h] = head.wire;
   bool published = head.dependencies != 0 ? process_.publish_waiting(r, h, flags) : process_.publish(r, h, flags);
   if (published) return;
   imports_.pop_back();
+  logged_calls_.erase(h);
   for (Handle ref : refs) process_.drop(ref);
   if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
   process_.unallocate(r);
-  refuse(head.wire, kErrorSystem, "no room for a longer queue on that node");
+  refuse(in, head, kErrorSystem, "no room for a longer queue on that node");
 }
 
 bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h,
@@ -180,9 +187,10 @@ bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Han
   return true;
 }
 
-void Link::refuse(uint64_t wire, ErrorCode code, const std::string& more) {
+void Link::refuse(Reader& in, const TaskHead& head, ErrorCode code, const std::string& more) {
+  if (head.again != 0) return in.fail();  // the actor would go on without it
   writer_.begin(kFrameResult);
-  writer_.put(ResultHead{wire, kFailed, kWholeTask});
+  writer_.put(ResultHead{head.wire, kFailed, kWholeTask});
   writer_.put(ValueHead{static_cast<uint32_t>(more.size() + 1), 0, 0, 0});
   std::string error(1, static_cast<char>(code));
   error += more;
@@ -199,16 +207,24 @@ bool Link::collect() {
     imports_.pop_front();
     uint64_t w = segment_.record(import.local).state.load(std::memory_order_acquire);  // SYNC POINT: record-state
     if (state_of(w) == kLost) process_.recover(import.local);
-    if (import.multi == kStream) put_items(import);
+    if (import.multi == kStream && !import.again) put_items(import);
     bool there = is_sealed(w) || state_of(w) == kAway || word_gen(w) != gen_of(import.local);
     if (!there || results_name_unknown(import)) {
       imports_.push_back(import);
       continue;
     }
-    put_results(import);
+    if (!logged_calls_.empty() && logged_calls_.count(import.local) != 0) {  // its place in the log comes first
+      for (Hosting& hosting : hosting_) report_log(&hosting);
+      logged_calls_.erase(import.local);
+    }
+    if (import.again)
+      drop_import(import);
+    else
+      put_results(import);
     any = true;
   }
   if (!hosting_.empty()) report_actors();
+  if (!hosted_.empty()) settle_checkpoints();
   for (size_t i = 0; i < fetch_waits_.size();) {
     Handle h = fetch_waits_[i].h;
     if (!process_.sealed(h) || names_unknown(segment_.record(h))) {
@@ -354,6 +370,8 @@ void Link::fail_task(Handle task, const std::string& error) {
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   if (is_actor_class(r.cls) && !(w & kFlagCancel) && fail_call(r, task)) return;
   int32_t most = segment_.function(r.function).max_retries;
+  if (is_actor_class(r.cls) && segment_.actor_of_class(r.cls).flags.load(std::memory_order_relaxed) & kActorCheckpoints)
+    most = -1;
   process_.self().claim.store(task, std::memory_order_release);
   if (w & kFlagCancel)
     (void)process_.seal(task, kFailed, process_.write_failure(r, task, kErrorCancelled, nullptr, 0));

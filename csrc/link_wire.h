@@ -28,6 +28,8 @@ enum FrameKind : uint32_t {
   kFrameActorStop = 9,  // u64 handle of its creation there, u64 Link::Stop
   kFrameItem = 10,      // u64 wire, u32 number, u32 state, a value: of a stream, in order
   kFrameConsumed = 11,  // u64 wire, u64 items: so many of its items were taken where it was submitted
+  kFrameLogged = 12,      // u64 wire of a creation, u64 place, u64 wire of a call of it: it is in the actor's log
+  kFrameCheckpoint = 13,  // u64 wire of a creation, u64 place, a ref: the actor's state after the calls before that place
   kFrameValue = 7,    // u64 tag, u64 state, a value; the buffers follow by Flight when ValueHead::bulk
 };
 
@@ -47,7 +49,7 @@ struct TaskHead {
   uint32_t kind;   // kTask, kActor
   uint64_t actor;  // of a call: handle of the actor's creation at the receiver; else 0
   uint32_t ahead;  // of a stream: items that may wait for its consumer, 0: any number
-  uint32_t pad;
+  uint32_t again;  // 1: from the log of an actor that died; nobody waits for its result
 };
 static_assert(sizeof(TaskHead) == 48);
 enum Multi : uint8_t { kOneValue = 0, kValues = 1, kStream = 2 };

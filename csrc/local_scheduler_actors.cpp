@@ -183,7 +183,7 @@ void LocalScheduler::settle_actor(Worker& w, CrashInfo* crash, bool attached) {
 std::string LocalScheduler::describe_death(uint32_t a, const CrashInfo& crash) const {
   const Actor& actor = segment_.actor(a);
   ActorDeath d{};
-  d.id = segment_.record(actor.creation.load(std::memory_order_acquire)).id;
+  memcpy(d.id, actor.id, sizeof d.id);
   d.time_ns = crash.time_ns != 0 ? crash.time_ns : os::wall_ns();
   d.peak_bytes = crash.peak_bytes;
   d.uptime_ns = crash.uptime_ns;

@@ -296,6 +296,7 @@ class Process {
   void start_flight(uint32_t a, uint32_t place);
   void leave_flight(uint32_t a, uint32_t place);
   bool log_call(uint32_t a, Handle h);
+  uint64_t checkpoint_position(Handle checkpoint) const;
   bool set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position);
   void sweep_logs();
   // A call that can be claimed now; with `waiting` also one that waits for a dependency.

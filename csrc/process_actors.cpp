@@ -61,6 +61,10 @@ int Process::find_name(const uint64_t hash[2], const char* name_space, const cha
 void Process::publish_actor(uint32_t a, Record* r, Handle h, uint64_t flags) {
   Actor& actor = segment_.actor(a);
   r->pins = 1;
+  if (actor.id[0] == 0) {
+    actor.id[0] = segment_.header().session;
+    actor.id[1] = r->id;
+  }
   actor.creation.store(h, std::memory_order_relaxed);
   uint64_t w = uint64_t{gen_of(h)} << kGenShift | flags | kFlagShared | kWaiting | uint64_t{0xFFF} << kHolderShift;
   r->state.store(w, std::memory_order_release);  // SYNC POINT: record-state
@@ -226,15 +230,23 @@ bool Process::log_call(uint32_t a, Handle h) {
   return true;
 }
 
-// The object that `checkpoint` names holds the state after log entry `position` - 1. One store decides.
+// The object that `checkpoint` names holds the state after log entry `position` - 1, and its record says so. One store
+// decides.
 bool Process::set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position) {
   Actor& actor = segment_.actor(a);
   if (!contain(checkpoint, actor.creation.load(std::memory_order_relaxed))) return false;
+  memcpy(segment_.record(checkpoint).args, &position, sizeof position);  // an object has no arguments
   actor.checkpoint.store(checkpoint, std::memory_order_release);  // SYNC POINT: actor-log
   actor.log_start.store(position, std::memory_order_release);
   note_moment(kEventCheckpoint, position, segment_.record(checkpoint).id);
   sweep_logs();
   return true;
+}
+
+uint64_t Process::checkpoint_position(Handle checkpoint) const {
+  uint64_t position;
+  memcpy(&position, segment_.record(checkpoint).args, sizeof position);
+  return position;
 }
 
 // Entries of our ledger that an actor's creation contains, and that are neither in its log nor its checkpoint.

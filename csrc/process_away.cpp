@@ -204,7 +204,7 @@ bool Process::lose_host(Handle creation) {
 std::string Process::describe_lost(uint32_t a) const {
   const Actor& actor = segment_.actor(a);
   ActorDeath d{};
-  d.id = segment_.record(actor.creation.load(std::memory_order_acquire)).id;
+  memcpy(d.id, actor.id, sizeof d.id);
   d.time_ns = os::wall_ns();
   d.end = kEndNodeGone;
   d.restarts = actor.restarts.load(std::memory_order_relaxed);

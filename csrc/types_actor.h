@@ -56,7 +56,8 @@ struct alignas(kCacheLine) Actor {
   std::atomic<Offset> flight;       // block: handles in flight, 0 where a place is free
   std::atomic<uint32_t> flight_places;
   std::atomic<uint32_t> last_call;  // function-table index of the last method started
-  uint32_t pad[8];
+  uint64_t id[2];                   // of the session and the creation record where it was made: the same on all nodes
+  uint32_t pad[4];
   uint64_t name_hash[2];            // of namespace and name; 0, 0: no name
   char name[96];                    // cut, NUL-terminated
   char name_space[64];
@@ -70,7 +71,7 @@ static_assert(kRecordsMax <= kFlightWaiting);
 // How an actor ended, for those whose calls failed. Texts follow, of the lengths given: class, name, method of
 // the last call, end of stderr, dumped exception of the constructor, EventReports (crash_report.h).
 struct ActorDeath {
-  uint64_t id;           // of the creation record
+  uint64_t id[2];        // as Actor::id
   int64_t time_ns;       // wall clock
   uint64_t peak_bytes;   // of its process, as CrashReport has them
   int64_t uptime_ns;
@@ -82,7 +83,7 @@ struct ActorDeath {
   uint32_t oom_kills;
   uint32_t text_bytes[6];
 };
-static_assert(sizeof(ActorDeath) == 88);
+static_assert(sizeof(ActorDeath) == 96);
 
 // ---- jobs ---------------------------------------------------------------------------------------
 // A job is a driver and all that it started. Its number is never used again; its entry, number % kJobsKept, is,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from fastray import actor_names
 from fastray import runtime as _runtime
 from fastray._native import actors as _native
 from fastray._native.submit import TaskFunction, create_actor
@@ -31,16 +32,15 @@ DETACHED, OUT_OF_ORDER, CHECKPOINTS = 1, 2, 4  # ActorFlag
 
 
 class ActorID(bytes):
-    """The id of an actor: 16 bytes, of the session and of the creation record."""
+    """The id of an actor: 16 bytes, of its session and its creation record. The same on all nodes."""
 
     def __repr__(self) -> str:
         return f"ActorID({self.hex()})"
 
 
-def actor_id(runtime: Runtime, record_id: int) -> ActorID:
-    """The ActorID of the actor whose creation record has this id."""
-    session: int = runtime.attachment.session_id
-    return ActorID(session.to_bytes(8, "big") + record_id.to_bytes(8, "big"))
+def actor_id(identity: tuple[int, int]) -> ActorID:
+    """The ActorID of the actor with this session and id of its creation record."""
+    return ActorID(b"".join(part.to_bytes(8, "big") for part in identity))
 
 
 # ---- methods -------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class ActorHandle:
 
     @property
     def _actor_id(self) -> ActorID:
-        return actor_id(_runtime.current_runtime(), _native.actor_id(self._fastray_ref))
+        return actor_id(_native.identity_of(self._fastray_ref))
 
     _ray_actor_id = _actor_id
 
@@ -269,7 +269,7 @@ class ActorClass:
         options = self._options
         name_space = options.namespace or runtime.namespace
         if options.get_if_exists and options.name:
-            found = _native.find_actor(name_space, options.name)
+            found = actor_names.find(runtime, name_space, options.name)
             if found is not None:
                 return _rebuild(*found)
         code, info = self._export(runtime)
@@ -282,13 +282,22 @@ class ActorClass:
                 options.name or "", name_space if options.name else "", placement, place=place,
             )  # fmt: skip
         except _native.NameTaken:
-            return self._existing(name_space)
-        return self._publish(actor, code, info, args, kwargs)
+            return self._existing(runtime, name_space)
+        try:
+            record = actor_names.reserve(runtime, options, name_space, self._info.name, actor)
+            ref = None if record is None else create_actor(actor, code, args, kwargs, record)
+        except BaseException:
+            _native.release_actor(actor)
+            raise
+        if ref is None:
+            _native.release_actor(actor)
+            return self._existing(runtime, name_space)
+        return self._begin(ref, info)
 
-    def _existing(self, name_space: str) -> ActorHandle:
+    def _existing(self, runtime: Runtime, name_space: str) -> ActorHandle:
         """Somebody else made an actor of this name meanwhile."""
         name = self._options.name or ""
-        found = _native.find_actor(name_space, name) if self._options.get_if_exists else None
+        found = actor_names.find(runtime, name_space, name) if self._options.get_if_exists else None
         if found is not None:
             return _rebuild(*found)
         from fastray.exceptions import ActorAlreadyExistsError
@@ -298,14 +307,7 @@ class ActorClass:
             "get_if_exists=True, or another name"
         )
 
-    def _publish(
-        self, actor: int, code: int, info: int, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> ActorHandle:
-        try:
-            ref = create_actor(actor, code, args, kwargs)
-        except BaseException:
-            _native.release_actor(actor)
-            raise
+    def _begin(self, ref: ObjectRef[Any], info: int) -> ActorHandle:
         handle = ActorHandle(ref, info, self._info)
         if _runtime.current_runtime().is_local:
             from fastray.actor_worker import construct_here
@@ -343,9 +345,10 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
         raise ValueError(f"get_actor() needs the name of an actor, got {name!r}")
     _runtime.ensure_attached()
     name_space = namespace or _runtime.current_runtime().namespace
-    found = _native.find_actor(name_space, name)
+    runtime = _runtime.current_runtime()
+    found = actor_names.find(runtime, name_space, name)
     if found is None:
-        known = [other for space, other in _native.named_actors() if space == name_space]
+        known = [other for space, other in actor_names.names(runtime) if space == name_space]
         listed = f"; it has {', '.join(sorted(known))}" if known else ""
         raise ValueError(f"no actor named {name!r} lives in namespace {name_space!r}{listed}")
     return _rebuild(*found)
@@ -354,7 +357,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:
     """Names of the actors that live in this namespace; of all, as {"namespace", "name"}; matches Ray's."""
     _runtime.ensure_attached()
-    rows = _native.named_actors()
+    rows = actor_names.names(_runtime.current_runtime())
     if all_namespaces:
         return [{"namespace": space, "name": name} for space, name in rows]
     mine = _runtime.current_runtime().namespace

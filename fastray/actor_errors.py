@@ -38,6 +38,11 @@ _WHY = {
 }
 
 
+def why_text(end: int) -> str:
+    """A sentence for an ActorEnd."""
+    return _WHY.get(end, "it ended")
+
+
 class ActorReport(NamedTuple):
     """How an actor ended, as its node saw it."""
 
@@ -112,7 +117,7 @@ def read_report(data: bytes, actor_id_of: int, method: str) -> ActorReport:
         cause = load_exception(fields["cause"])
     events = tuple(read_events(fields["events"], actor_id_of, name_of))
     return ActorReport(
-        fields["end"], f"{actor_id_of:016x}{fields['id']:016x}", fields["class_name"], fields["actor_name"],
+        fields["end"], "".join(f"{part:016x}" for part in fields["id"]), fields["class_name"], fields["actor_name"],
         fields["pid"], fields["signal"], fields["exit_code"], fields["time_ns"], fields["restarts"],
         fields["max_restarts"], fields["last_call"], clean_tail(fields["stderr_tail"]), fields["may_have_run"], method,
         cause, fields["peak_memory_bytes"], fields["uptime_s"], fields["oom_kills"], events,

@@ -140,7 +140,7 @@ def serve(setup_error: Exception | None) -> None:
     from fastray.runtime import current_runtime
 
     description = native_actor.become_actor()
-    restarts, flags, _code, info_index = description
+    _restarts, flags, _code, info_index = description
     info = current_runtime().actors.info(info_index)
     if current_runtime().attachment.own_gpus():
         from fastray.worker import show_gpus
@@ -156,8 +156,7 @@ def serve(setup_error: Exception | None) -> None:
         _instance = native_actor.construct()
         if flags & CHECKPOINTS:
             checkpoints = Checkpoints(_instance, info)
-            if restarts:
-                checkpoints.restore()
+            checkpoints.restore()
     except ActorExit:
         end_process()
     except SystemExit as error:
@@ -212,10 +211,10 @@ class Checkpoints:
         from fastray._native.wait import get
 
         position = 0
-        reference = native_actor.checkpoint()
-        if reference is not None:
-            position, state = get(reference, writable=True)
-            self._instance.__fastray_restore__(state)
+        last = native_actor.checkpoint()
+        if last is not None:
+            reference, position = last
+            self._instance.__fastray_restore__(get(reference, writable=True)[0])
         for handle in native_actor.logged_since(position):
             try:
                 native_actor.rerun(handle)
@@ -238,7 +237,7 @@ class Checkpoints:
         position = native_actor.log_position()
         try:
             state = self._instance.__fastray_save__()
-            reference = put((position, state))
+            reference = put((state,))
         except Exception as error:
             if native_actor.log_room() < LOG_ROOM_MIN:
                 _fail(error, self._info)

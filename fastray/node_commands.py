@@ -291,9 +291,8 @@ def _look(arguments: argparse.Namespace) -> int:
         attachment = Attachment(node.segment_fd, node_state.DRIVER, node.slot, node.bell_fd)
         if arguments.command == "status":
             _show_status(_status(attachment, node), arguments.json)
-        elif arguments.table in ("nodes", "jobs"):
-            table = members.node_table if arguments.table == "nodes" else members.job_table
-            _show_table(table(node.path, attachment), arguments.json)
+        elif arguments.table in members.TABLES:
+            _show_table(members.TABLES[arguments.table](node.path, attachment), arguments.json)
         else:
             _show_table(getattr(node_state, arguments.table)(attachment), arguments.json)
         attachment.detach()

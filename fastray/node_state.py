@@ -91,11 +91,11 @@ def actors(attachment: Attachment) -> list[Row]:
     node_id = node_id_of(attachment)
     return [
         Row(
-            actor_id=f"{attachment.session_id:016x}{record:016x}", class_name=class_name,
+            actor_id=f"{identity[0]:016x}{identity[1]:016x}", class_name=class_name,
             state=ACTOR_STATES[state], job_id=job_id_of(job), name=name, ray_namespace=namespace, node_id=node_id,
             pid=pid, is_detached=detached, num_restarts=restarts,
         )
-        for record, state, pid, class_name, name, namespace, detached, restarts, job, _ in attachment.actors()
+        for identity, state, pid, class_name, name, namespace, detached, restarts, job, _ in attachment.actors()
     ]  # fmt: skip
 
 

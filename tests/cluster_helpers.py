@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import pytest
@@ -70,6 +71,16 @@ def kill_and_wait(pid):
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert select.select([pidfd], [], [], 20)[0]
     os.close(pidfd)
+
+
+def agent_of(node):
+    """Pid of the node's agent."""
+    found = subprocess.run(["pgrep", "-P", str(node.pid), "-f", "cluster"], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"agent" in file.read():
+                return int(pid)
+    raise AssertionError("the node has no agent")
 
 
 @contextmanager

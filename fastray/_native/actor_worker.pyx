@@ -322,9 +322,9 @@ def set_checkpoint(ObjectRef ref, uint64_t position):
 
 
 def checkpoint():
-    """Reference to the object with the last checkpoint, or None."""
+    """(reference to the object with the last checkpoint, calls of the log before it), or None."""
     cdef Handle h = mine.checkpoint.load()
-    return None if h == 0 else make_held_ref(h)
+    return None if h == 0 else (make_held_ref(h), session.process.checkpoint_position(h))
 
 
 def logged_since(uint64_t position):

@@ -16,7 +16,9 @@ from fastray._native.cpp cimport (
     Header,
     Process,
     Record,
+    gen_of,
     index_of,
+    kActor,
     kActorClass,
     kActorDead,
     kActorDetached,
@@ -24,6 +26,7 @@ from fastray._native.cpp cimport (
     kActorsMax,
     kResourcesMax,
     now_ns,
+    word_gen,
 )
 from fastray._native.object_ref cimport ObjectRef, check_ref, make_held_ref, session
 
@@ -50,10 +53,11 @@ cdef int hash_name(str name_space, str name, uint64_t* to) except -1:
 
 def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t flags, int32_t max_restarts,
                    uint32_t info, str class_name, str name, str name_space, uint32_t placement=0, job=None,
-                   tuple place=(0, 0, 0)):
+                   tuple place=(0, 0, 0), tuple identity=(0, 0)):
     """An entry of the actor table, filled in; its index. `demand` in 1/10000 of a unit, by resource name. With
     `placement` (function-table index of pickled wishes) the node agent says where it runs; `job` is for the agent.
-    `place` in a placement group: its entry and life, and a bundle or -1; zeros without one.
+    `place` in a placement group: its entry and life, and a bundle or -1; zeros without one. `identity` of an actor that was
+    made on another node: as `identity_of` has it there.
 
     Raises NameTaken with the index of the actor that has the name; TooManyTasksError when the table is full.
     """
@@ -88,6 +92,7 @@ def register_actor(dict demand, list resources, uint32_t runtime_env, uint32_t f
     actor.flight.store(0)
     actor.flight_places.store(0)
     actor.last_call.store(0)
+    actor.id[0], actor.id[1] = identity
     copy_text(actor.class_name, class_name, 64)
     copy_text(actor.name, name, 96)
     copy_text(actor.name_space, name_space, 64)
@@ -112,20 +117,17 @@ class NameTaken(Exception):
 
 def find_actor(str name_space, str name):
     """(reference to the creation record, info) of the actor of this name; None when there is none."""
+    cdef int a = index_of_name(name_space, name)
+    return None if a < 0 else hold_actor(session.process.segment().actor(a).creation.load())
+
+
+def index_of_name(str name_space, str name):
+    """The entry of the actor that was created here and has this name; -1 when there is none."""
     cdef uint64_t hashed[2]
     cdef bytes name_bytes = name.encode("utf-8", "replace")[:NAME_BYTES]
     cdef bytes space_bytes = name_space.encode("utf-8", "replace")[:NAMESPACE_BYTES]
     hash_name(name_space, name, hashed)
-    cdef int a = session.process.find_name(hashed, <const char*>space_bytes, <const char*>name_bytes, -1)
-    if a < 0:
-        return None
-    cdef Actor* actor = &session.process.segment().actor(a)
-    cdef Handle h = actor.creation.load()
-    cdef uint32_t info = actor.info
-    ref = make_held_ref(h)  # from here on it stays; was it still that one?
-    if actor.creation.load() != h or actor.state.load() >= kActorDead or actor.ending.load():
-        return None
-    return ref, info
+    return session.process.find_name(hashed, <const char*>space_bytes, <const char*>name_bytes, -1)
 
 
 def release_name(ObjectRef creation):
@@ -166,10 +168,28 @@ def info_of(ObjectRef creation):
     return session.process.segment().actor(actor_index(creation)).info
 
 
-def actor_id(ObjectRef creation):
-    """The id of its creation record."""
-    check_ref(creation)
-    return session.records[index_of(creation.handle)].id
+def identity_of(ObjectRef creation):
+    """(session, record id) of its creation: the same on all nodes."""
+    cdef Actor* actor = &session.process.segment().actor(actor_index(creation))
+    return actor.id[0], actor.id[1]
+
+
+def next_id():
+    """An id for a record that this process will make."""
+    return session.process.next_id()
+
+
+def hold_actor(Handle creation):
+    """(reference, info) of the living actor with this creation record; None when it is gone."""
+    cdef Record* r = &session.records[index_of(creation)]
+    if word_gen(r.state.load()) != gen_of(creation) or r.kind != kActor:
+        return None
+    cdef Actor* actor = &session.process.segment().actor(r.cls - kActorClass)
+    cdef uint32_t info = actor.info
+    ref = make_held_ref(creation)  # from here on it stays; was it still that one?
+    if actor.creation.load() != creation or not kActorPending <= actor.state.load() < kActorDead or actor.ending.load():
+        return None
+    return ref, info
 
 
 def actor_state(ObjectRef creation):
@@ -217,7 +237,7 @@ def unpack_death(bytes data):
         texts.append(data[at:at + d.text_bytes[i]])
         at += d.text_bytes[i]
     class_name, name, last, tail = (text.decode("utf-8", "replace") for text in texts[:4])
-    return {"id": d.id, "time_ns": d.time_ns, "end": d.end, "pid": d.pid, "signal": d.signal,
+    return {"id": (d.id[0], d.id[1]), "time_ns": d.time_ns, "end": d.end, "pid": d.pid, "signal": d.signal,
             "exit_code": d.exit_code, "restarts": d.restarts, "max_restarts": d.max_restarts,
             "may_have_run": bool(d.may_have_run), "class_name": class_name, "actor_name": name, "last_call": last,
             "stderr_tail": tail, "cause": texts[4], "events": texts[5], "peak_memory_bytes": d.peak_bytes,

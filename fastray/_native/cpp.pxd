@@ -141,10 +141,11 @@ cdef extern from "types.h" namespace "fastray" nogil:
         uint32_t info
         Atomic64 cause, checkpoint, log_end, log_start, flight
         Atomic32 flight_places, last_call
+        uint64_t id[2]
         uint64_t name_hash[2]
         char name[96], name_space[64], class_name[64]
     cdef cppclass ActorDeath:
-        uint64_t id
+        uint64_t id[2]
         int64_t time_ns
         uint64_t peak_bytes
         int64_t uptime_ns
@@ -384,6 +385,7 @@ cdef extern from "process.h" namespace "fastray" nogil:
         void start_flight(uint32_t a, uint32_t place)
         void leave_flight(uint32_t a, uint32_t place)
         cbool log_call(uint32_t a, Handle h)
+        uint64_t checkpoint_position(Handle checkpoint)
         cbool set_checkpoint(uint32_t a, Handle checkpoint, uint64_t position)
         cbool has_call(const Class& c, cbool waiting)
         vector[Handle] children_of(uint32_t owner, uint32_t parent)

@@ -44,6 +44,8 @@ from fastray._native.cpp_link cimport Bulk, Cancel, Ended, LocalFunction, Stop
 from fastray._native.cpp_link cimport Link as CLink
 from fastray._native.object_ref cimport session
 
+from fastray._native.actors import index_of_name
+
 ROUTE_CLASS, FETCH_CLASS = kRouteClass, kFetchClass
 FINISH, KILL, RESTART = 0, 1, 2
 AGENT_ERROR = bytes([kErrorAgent])
@@ -130,12 +132,29 @@ def lose_host(Handle creation):
     return bool(session.process.lose_host(creation))
 
 
+def find_named(str name_space, str name):
+    """(creation, id) of the living actor of this name that was created here; (0, b"") when there is none."""
+    cdef int a = index_of_name(name_space, name)
+    if a < 0:
+        return 0, b""
+    cdef Actor* actor = &session.process.segment().actor(a)
+    key = (<uint64_t>actor.id[0]).to_bytes(8, "big") + (<uint64_t>actor.id[1]).to_bytes(8, "big")
+    return (0, b"") if actor.ending.load() else (actor.creation.load(), key)
+
+
+def release_name(Handle creation):
+    """The actor is being killed for good."""
+    cdef Actor* actor = &session.process.segment().actor(session.records[index_of(creation)].cls - kActorClass)
+    if actor.creation.load() == creation:
+        actor.name_hash[0] = actor.name_hash[1] = 0
+
+
 def describe_actor(uint32_t a):
-    """(class name, flags, restarts that are left or -1, info, function of the class, class)"""
+    """(class name, flags, restarts that are left or -1, info, function of the class, class, identity)"""
     cdef Actor* actor = &session.process.segment().actor(a)
     left = actor.max_restarts if actor.max_restarts < 0 else max(0, actor.max_restarts - <int>actor.restarts.load())
     return ((<bytes>actor.class_name).decode("utf-8", "replace"), actor.flags.load() & ~<uint32_t>kActorForeign,
-            left, actor.info, session.records[index_of(actor.creation.load())].function, kActorClass + a)
+            left, actor.info, session.records[index_of(actor.creation.load())].function, kActorClass + a, (actor.id[0], actor.id[1]))
 
 
 def wake_word():
@@ -294,6 +313,10 @@ cdef class Link:
         """The creation that comes under this name fills this entry."""
         self.link.prepare_actor(wire, actor)
 
+    def has_staged(self):
+        """Calls from the log of an actor that runs there now wait for send_staged."""
+        return bool(self.link.has_staged())
+
     def unknown_actors(self):
         """Creations of the actors that what waits to be sent names, and that the peer does not know."""
         return list(self.link.unknown_actors())
@@ -301,6 +324,10 @@ cdef class Link:
     def import_actor(self, bytes ref, uint32_t actor):
         """An actor of the peer's gets this entry here; False when it has one already."""
         return bool(self.link.import_actor(ref, actor))
+
+    def knows_actor(self, Handle creation):
+        """Whether the peer has heard of this actor."""
+        return bool(self.link.knows_actor(creation))
 
     def mirrors_actor(self, Handle creation):
         """Whether it is the peer's own, and here only because of a handle."""

@@ -27,6 +27,7 @@ from fastray._native.cpp cimport (
     is_sealed,
     kActorClass,
     kActorDetached,
+    kActorForeign,
     kBlockBlob,
     kClassesMax,
     kEntryUsed,
@@ -289,7 +290,7 @@ cdef class Attachment:
         return rows
 
     def actors(self):
-        """(record id, state, pid, class, name, namespace, detached, restarts, job, end) of each actor with an entry."""
+        """((session, record id), state, pid, class, name, namespace, detached, restarts, job, end) of each actor with an entry."""
         cdef Header* header = &self.segment.header()
         cdef uint32_t a, slot
         cdef Actor* actor
@@ -299,14 +300,18 @@ cdef class Attachment:
             if not 2 <= actor.state.load() <= 6:
                 continue
             slot = actor.slot.load()
-            rows.append((self.segment.record(actor.creation.load()).id, actor.state.load(),
-                         self.segment.proc(slot).pid if slot else 0,
+            rows.append(((actor.id[0], actor.id[1]), actor.state.load(),
+                         self.segment.proc(slot).pid if slot and not actor.flags.load() & kActorForeign else 0,
                          (<bytes>actor.class_name).decode("utf-8", "replace"),
                          (<bytes>actor.name).decode("utf-8", "replace"),
                          (<bytes>actor.name_space).decode("utf-8", "replace"),
                          bool(actor.flags.load() & kActorDetached), actor.restarts.load(),
                          self.segment.cls(kActorClass + a).job, actor.end.load()))
         return rows
+
+    def actor_log(self, uint32_t a):
+        """(first, end) of the calls in the log of the actor in entry `a`: those since its checkpoint."""
+        return self.segment.actor(a).log_start.load(), self.segment.actor(a).log_end.load()
 
     def classes_in_use(self):
         """How many scheduling classes of tasks have an entry."""

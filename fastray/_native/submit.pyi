@@ -13,5 +13,5 @@ class TaskFunction:
     ) -> None: ...
 
 def create_actor(
-    actor: int, function: int, args: tuple[object, ...], kwargs: dict[str, object]
+    actor: int, function: int, args: tuple[object, ...], kwargs: dict[str, object], record_id: int = 0
 ) -> ObjectRef[Any]: ...

@@ -324,10 +324,11 @@ cdef list make_promises(Record* r, Handle h):
 
 # ---- actors ------------------------------------------------------------------------------------------
 
-def create_actor(uint32_t actor, uint32_t function, tuple args, dict kwargs):
+def create_actor(uint32_t actor, uint32_t function, tuple args, dict kwargs, uint64_t record_id=0):
     """Publishes the creation of the actor in entry `actor` (see actors.pyx); the reference that handles hold.
 
-    `function` is the class's entry in the function table. Raises as a call with these arguments does.
+    `function` is the class's entry in the function table; `record_id` comes from `actors.next_id`, if it was needed
+    before. Raises as a call with these arguments does.
     """
     cdef list values = [*args, *kwargs.values()]
     cdef tuple names = tuple(kwargs)
@@ -339,7 +340,7 @@ def create_actor(uint32_t actor, uint32_t function, tuple args, dict kwargs):
     cdef Encoder e = acquire_encoder()
     try:
         e.encode_call(<PyObject**>PySequence_Fast_ITEMS(values), len(args), <PyObject*>names if names else NULL)
-        r.id = session.process.next_id()
+        r.id = record_id or session.process.next_id()
         r.function = function
         r.cls = <uint16_t>(kActorClass + actor)
         r.parent = session.parent

@@ -22,10 +22,11 @@ import threading
 import time
 
 from fastray import control, node_state, sessions
-from fastray._native.load import class_queues
+from fastray._native.load import ActorWatch, class_queues
 from fastray._native.session import WIRE, Attachment
 from fastray.attach import AttachedNode
 from fastray.cluster import inquiry
+from fastray.cluster.actors import ActorReporter
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources
@@ -74,7 +75,8 @@ class Agent:
         self.node_id = bytes.fromhex(node_state.node_id_of(self.attachment))
         self.epoch = 0
         self.addresses: dict[str, str] = {}  # "node": its server; "data": bulk transfers; others are passed on too
-        self.answers: dict[str, Callable[[], Any]] = {"nodes": self._node_rows, "jobs": self._job_rows}
+        self.answers: dict[str, Callable[..., Any]] = {"nodes": self._node_rows, "jobs": self._job_rows}
+        self.answers["actors"] = self._actor_rows
         self.lock = threading.Lock()
         self.scheduler = GlobalScheduler()
         self.nodes: dict[bytes, Node] = {}
@@ -92,6 +94,7 @@ class Agent:
         self.queues: Queues = {}  # what waited here at the last beat
         self._jobs_changed = False
         self._jobs: JobReporter
+        self.actors: ActorReporter
         self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
@@ -103,6 +106,8 @@ class Agent:
         if self.settings.get("cluster", self.gcs.cluster) != self.gcs.cluster:
             raise NodeFencedError(f"the store at {address} is not the one that this node joined")
         self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
+        watch = ActorWatch(self.attachment)
+        self.actors = ActorReporter(self.gcs, self.attachment.session_id, self.node_id, watch)
 
     def join(self) -> None:
         """Registers the node. Raises what the store's client raises."""
@@ -113,6 +118,7 @@ class Agent:
         """What drivers and commands may have to wait for: numbers of jobs, the tables, answers to inquiries."""
         self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
         self._jobs.begin(self.attachment.jobs())
+        self.actors.begin(self.epoch)
         self.gcs.window_s = WINDOW_S
         self._inquiries = inquiry.serve(self.path, self.answers)
 
@@ -234,6 +240,20 @@ class Agent:
         names = ("job_id", "namespace", "entrypoint", "state", "started_at", "ended_at", "reason", "metadata")
         return [{**{name: getattr(row, name) for name in names}, "node_id": row.node.hex()} for row in rows]
 
+    def _actor_rows(self, _: object) -> list[dict[str, Any]]:
+        rows = self.gcs.read("actor")
+        with self.lock:
+            nodes = {row.epoch: row.node_id.hex() for row in self._rows.values()}
+        return [
+            {
+                "actor_id": row.actor_id.hex(), "class_name": row.class_name,
+                "state": row.state, "job_id": node_state.job_id_of(row.job),
+                "name": row.name, "ray_namespace": row.namespace, "node_id": nodes.get(row.epoch, ""),
+                "pid": row.worker, "is_detached": row.detached, "num_restarts": row.restarts,
+            }
+            for row in sorted(rows, key=lambda row: row.created_at)
+        ]  # fmt: skip
+
     # ---- staying --------------------------------------------------------------------------------------
 
     def wake(self) -> None:
@@ -254,6 +274,7 @@ class Agent:
                 next_beat = max(next_beat + BEAT_S, now)
                 try:
                     self._beat(now)
+                    self.actors.look(self.epoch)
                     if self._jobs_changed:
                         self._jobs.look(self.attachment.jobs())
                         self._jobs_changed = False

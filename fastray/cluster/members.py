@@ -102,6 +102,19 @@ def node_table(path: str, attachment: Attachment | None = None) -> list[Row]:
     ]  # fmt: skip
 
 
+def actor_table(path: str, attachment: Attachment) -> list[Row]:
+    """As `list_actors`: of all nodes, in the order of their making. What runs here is read from this node's memory."""
+    own = f"{attachment.session_id:016x}"
+    here = {row.actor_id: row for row in node_state.actors(attachment)}
+    found = []
+    for row in inquiry.ask(path, "actors", {}):
+        mine = here.pop(row["actor_id"], None)
+        if mine is None or not mine.actor_id.startswith(own) or (mine.state == ALIVE and not mine.pid):
+            mine = Row(row)
+        found.append(mine)
+    return [*found, *[row for row in here.values() if row.actor_id.startswith(own)]]
+
+
 def job_table(path: str, attachment: Attachment) -> list[Row]:
     """As `list_jobs`: of all nodes, the latest last."""
     here = {row.job_id: row for row in node_state.jobs(attachment)}
@@ -115,3 +128,6 @@ def job_table(path: str, attachment: Attachment) -> list[Row]:
         for row in inquiry.ask(path, "jobs")
     ]  # fmt: skip
     return sorted([*[row for row in known if row.job_id not in here], *here.values()], key=lambda row: row.start_time)
+
+
+TABLES = {"nodes": node_table, "jobs": job_table, "actors": actor_table}  # of the whole cluster

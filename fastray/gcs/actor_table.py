@@ -1,10 +1,10 @@
 """Actors: their names, states, restarts, and where they are.
 
-    PENDING_CREATION --started--> ALIVE --failed--> RESTARTING --started--> ALIVE ...
-           any of these --no restarts left, killed, its job ended--> DEAD
+    PENDING_CREATION, RESTARTING <--> ALIVE    as their home says
+           any of these --it ended, its job or its home did--> DEAD
 
-    life    the actor's `restarts` so far; a report of another life is refused, so that a late word of a dead
-            process changes nothing
+    home    the node whose table has the actor's entry: where it was created. It owns the actor, wherever that
+            runs; what it says is so, and the actor ends with it
 
 A name is unique within its namespace among actors that are not DEAD. The DEAD_MAX youngest dead ones are
 kept. Called by tables.py.
@@ -18,6 +18,7 @@ from fastray.gcs.records import ALIVE, DEAD, PENDING_CREATION, RESTARTING, Actor
 from fastray.gcs.table import Changes, Refused, Table
 
 DEAD_MAX = 10_000
+STATES = (PENDING_CREATION, ALIVE, RESTARTING, DEAD)
 
 
 class ActorTable(Table[Actor]):
@@ -41,8 +42,13 @@ class ActorTable(Table[Actor]):
         actor = command.actor
         if not actor.actor_id:
             raise Refused("invalid", "an actor needs an id")
-        if actor.actor_id in self.rows:
+        if actor.home:
+            self._nodes.require_alive(actor.home)
+        known = self.rows.get(actor.actor_id)
+        if known is not None and known.home != actor.home:
             raise Refused("exists", f"actor {actor.actor_id.hex()} is registered")
+        if known is not None and known.state != DEAD:
+            return known
         holder = self._names.get((actor.namespace, actor.name)) if actor.name else None
         if holder is not None:
             if command.get_if_exists:
@@ -52,46 +58,33 @@ class ActorTable(Table[Actor]):
         actor.created_at, actor.ended_at, actor.reason = now, 0.0, ""
         if actor.name:
             self._names[actor.namespace, actor.name] = actor.actor_id
+        self._dead.pop(actor.actor_id, None)
         self.put(changes, actor.actor_id, actor)
         return actor
 
-    def _life(self, key: bytes, restarts: int) -> Actor:
-        actor = self.require(key, "actor")
-        if actor.state == DEAD or actor.restarts != restarts:
-            raise Refused("stale", f"actor {key.hex()} is {actor.state} in life {actor.restarts}")
-        return actor
+    def report(self, command: commands.ActorsReport, now: float, changes: Changes) -> int:
+        home = self._nodes.alive(command.epoch).node_id
+        for said in command.actors:
+            if said.state not in STATES:
+                raise Refused("invalid", f"an actor cannot be {said.state!r}")
+        known = 0
+        for said in command.actors:
+            actor = self.rows.get(said.actor_id)
+            if actor is None or actor.home != home or actor.state == DEAD:
+                continue
+            known += 1
+            if said.state == DEAD:
+                self._end(actor, said.reason, now, changes)
+                continue
+            actor.state, actor.restarts, actor.reason = said.state, said.restarts, said.reason
+            runs = said.state == ALIVE
+            actor.epoch, actor.worker = (said.epoch, said.worker) if runs else (0, 0)
+            self.put(changes, said.actor_id, actor)
+        return known
 
-    def started(self, command: commands.ActorStarted, changes: Changes) -> Actor:
-        self._nodes.alive(command.epoch)
-        actor = self._life(command.actor_id, command.restarts)
-        if actor.state == ALIVE and actor.epoch != command.epoch:
-            raise Refused("stale", f"actor {command.actor_id.hex()} runs elsewhere")
-        actor.state, actor.epoch, actor.worker = ALIVE, command.epoch, command.worker
-        self.put(changes, command.actor_id, actor)
-        return actor
-
-    def failed(self, command: commands.ActorFailed, now: float, changes: Changes) -> Actor:
-        self._nodes.alive(command.epoch)
-        actor = self._life(command.actor_id, command.restarts)
-        if actor.state == ALIVE and actor.epoch != command.epoch:
-            raise Refused("stale", f"actor {command.actor_id.hex()} runs elsewhere")
-        self._end_life(actor, command.reason, command.restart, now, changes)
-        return actor
-
-    def kill(self, command: commands.ActorKill, now: float, changes: Changes) -> Actor:
-        actor = self.require(command.actor_id, "actor")
-        if actor.state != DEAD and (command.no_restart or actor.state != RESTARTING):
-            self._end_life(actor, command.reason, not command.no_restart, now, changes)
-        return actor
-
-    def _end_life(self, actor: Actor, reason: str, restart: bool, now: float, changes: Changes) -> None:
+    def _end(self, actor: Actor, reason: str, now: float, changes: Changes) -> None:
         changes.urgent = True
         actor.reason, actor.epoch, actor.worker = reason, 0, 0
-        if restart and (actor.max_restarts < 0 or actor.restarts < actor.max_restarts):
-            actor.state = RESTARTING
-            actor.restarts += 1
-            self.put(changes, actor.actor_id, actor)
-            return
         actor.state, actor.ended_at = DEAD, now
         if actor.name:
             self._names.pop((actor.namespace, actor.name), None)
@@ -108,13 +101,16 @@ class ActorTable(Table[Actor]):
             raise Refused("missing", f"namespace {namespace!r} has no actor {name!r}")
         return self.rows[key]
 
-    def node_died(self, epoch: int, reason: str, now: float, changes: Changes) -> None:
-        for actor in [a for a in self.rows.values() if a.epoch == epoch and a.state == ALIVE]:
-            self._end_life(actor, f"node died: {reason}", True, now, changes)
+    def names(self) -> list[tuple[str, str]]:
+        return sorted(self._names)
+
+    def node_died(self, node_id: bytes, reason: str, now: float, changes: Changes) -> None:
+        for actor in [a for a in self.rows.values() if a.home == node_id and a.state != DEAD]:
+            self._end(actor, f"its node died: {reason}", now, changes)
 
     def job_ended(self, job: int, now: float, changes: Changes) -> None:
         for actor in [a for a in self.rows.values() if a.job == job and not a.detached and a.state != DEAD]:
-            self._end_life(actor, "its job ended", False, now, changes)
+            self._end(actor, "its job ended", now, changes)
 
     def classes_in_use(self) -> set[bytes]:
         return {actor.class_hash for actor in self.rows.values() if actor.state != DEAD}
@@ -126,5 +122,5 @@ class ActorTable(Table[Actor]):
             super().is_valid()
             and sorted(names) == sorted(self._names.values())
             and set(self._dead) == {key for key, a in self.rows.items() if a.state == DEAD}
-            and all((a.epoch != 0) == (a.state == ALIVE) for a in self.rows.values())
+            and all(a.epoch == 0 or a.state == ALIVE for a in self.rows.values())
         )

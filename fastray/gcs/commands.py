@@ -184,37 +184,31 @@ class Publish(Command, tag="publish"):
 
 
 class ActorRegister(Command, tag="actor.register"):
-    """The reply is the row; with `get_if_exists` that of the actor that has the name."""
+    """The reply is the row; with `get_if_exists` that of the actor that has the name.
+
+    A node that joined again registers what it has: a row that ended with it lives on.
+    """
 
     actor: Actor
     get_if_exists: bool = False
 
 
-class ActorStarted(Command, tag="actor.started"):
-    """Life `restarts` of the actor runs in process `worker` of the node of `epoch`."""
+class ActorState(Command, tag="actor.state"):
+    """Part of ActorsReport: `epoch` is of the node where it runs, 0 when it runs nowhere."""
+
+    actor_id: bytes
+    state: str
+    restarts: int = 0
+    epoch: int = 0
+    worker: int = 0  # pid
+    reason: str = ""
+
+
+class ActorsReport(Command, tag="actor.report"):
+    """What became of actors whose home is the node of `epoch`. The reply is how many of them it has."""
 
     epoch: int
-    actor_id: bytes
-    restarts: int
-    worker: int = 0
-
-
-class ActorFailed(Command, tag="actor.failed"):
-    """Life `restarts` is over. The reply is the row: RESTARTING while restarts are left, else DEAD."""
-
-    epoch: int
-    actor_id: bytes
-    restarts: int
-    reason: str
-    restart: bool = True  # False: it left on its own will, or its constructor raised
-
-
-class ActorKill(Command, tag="actor.kill"):
-    """A user's kill; `no_restart` ends it for good."""
-
-    actor_id: bytes
-    no_restart: bool = True
-    reason: str = "killed"
+    actors: list[ActorState]
 
 
 class ActorGet(Command, tag="actor.get"):
@@ -224,6 +218,10 @@ class ActorGet(Command, tag="actor.get"):
 class ActorByName(Command, tag="actor.by_name"):
     namespace: str
     name: str
+
+
+class ActorNames(Command, tag="actor.names"):
+    """[(namespace, name)] of all that live."""
 
 
 class GroupCreate(Command, tag="group.create"):
@@ -296,11 +294,10 @@ AnyCommand = Union[
     KvKeys,
     Publish,
     ActorRegister,
-    ActorStarted,
-    ActorFailed,
-    ActorKill,
+    ActorsReport,
     ActorGet,
     ActorByName,
+    ActorNames,
     GroupCreate,
     GroupPlaced,
     GroupRemove,

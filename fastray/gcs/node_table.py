@@ -62,6 +62,12 @@ class NodeTable(Table[Node]):
             raise Refused("stale", f"epoch {epoch} is over: the node was declared dead, or joined again")
         return node
 
+    def require_alive(self, node_id: bytes) -> Node:
+        node = self.rows.get(node_id)
+        if node is None or node.state != ALIVE:
+            raise Refused("stale", f"node {node_id.hex()} is not alive")
+        return node
+
     def register(self, command: NodeRegister, context: Context, changes: Changes) -> int:
         """The new epoch. The caller has ended an earlier life of the same node."""
         node = command.node

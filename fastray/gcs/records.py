@@ -112,6 +112,7 @@ class Actor(Row):
     created_at: float = 0.0
     ended_at: float = 0.0
     reason: str = ""
+    home: bytes = b""  # node that owns its entry, and says what becomes of it
 
 
 class Job(Row):

@@ -186,9 +186,10 @@ class GlobalState:
         return self.nodes.register(command, context, changes)
 
     def _node_died(self, epoch: int, reason: str, now: float, changes: Changes) -> bool:
-        if self.nodes.died(epoch, reason, now, changes) is None:
+        node = self.nodes.died(epoch, reason, now, changes)
+        if node is None:
             return False
-        self.actors.node_died(epoch, reason, now, changes)
+        self.actors.node_died(node.node_id, reason, now, changes)
         self.groups.node_died(epoch, reason, changes)
         self.tasks.node_died(epoch, reason, now, changes)
         self.objects.node_died()
@@ -252,11 +253,10 @@ class GlobalState:
             c.KvKeys: lambda m, x, ch: self.values.keys(m.namespace, m.prefix),
             c.Publish: lambda m, x, ch: self._publish(m, ch),
             c.ActorRegister: lambda m, x, ch: self.actors.register(m, x.now, ch),
-            c.ActorStarted: lambda m, x, ch: self.actors.started(m, ch),
-            c.ActorFailed: lambda m, x, ch: self.actors.failed(m, x.now, ch),
-            c.ActorKill: lambda m, x, ch: self.actors.kill(m, x.now, ch),
+            c.ActorsReport: lambda m, x, ch: self.actors.report(m, x.now, ch),
             c.ActorGet: lambda m, x, ch: self.actors.require(m.actor_id, "actor"),
             c.ActorByName: lambda m, x, ch: self.actors.by_name(m.namespace, m.name),
+            c.ActorNames: lambda m, x, ch: self.actors.names(),
             c.GroupCreate: lambda m, x, ch: self.groups.create(m, x.now, ch),
             c.GroupPlaced: lambda m, x, ch: self.groups.placed(m, ch),
             c.GroupRemove: lambda m, x, ch: self.groups.remove(m, ch),

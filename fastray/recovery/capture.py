@@ -110,7 +110,7 @@ def _actor(runtime: Runtime, index: int, call: int) -> Actor:
     if checkpoint is not None:
         from fastray._native.wait import get
 
-        state = get(checkpoint, writable=True)[1:]
+        state = get(checkpoint, writable=True)
     return Actor(constructor, True, state, [_step(runtime, h) for h in _before(call, logged)])
 
 

@@ -4,6 +4,7 @@ Reading order:
 
     router.py       the loop: what goes where, when
     peer.py         one other node: frames in and out, what it has been told of functions
+    names.py        named actors, wherever they were created
     functions.py    functions and scheduling classes of one node, made on another
     stream.py       gRPC: a stream of batches to and from each node, refused without the token
     bulk.py         Arrow Flight: the buffers of large values, from store to store
@@ -27,4 +28,5 @@ def start(agent: Agent) -> Router:
 
     router = Router(agent)
     router.listen()
+    agent.actors.epoch_of = router.epoch_of_host
     return router

@@ -58,6 +58,7 @@ class ActorDefinition(msgspec.Struct, array_like=True):
     demand: dict[str, int]
     environment: bytes
     job: int
+    identity: tuple[int, int]
 
 
 class Wishes(msgspec.Struct, array_like=True):
@@ -71,8 +72,9 @@ class Wishes(msgspec.Struct, array_like=True):
 class Functions:
     """Both directions, for one node's tables."""
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, attachment: Attachment, path: str) -> None:
         self._attachment = attachment
+        self._path = path  # the session directory of this node
         self._wishes: dict[int, tuple[bytes, Wishes]] = {}
         self._kept: list[ObjectRef[Any]] = []  # what closures of other nodes' functions hold
 
@@ -112,11 +114,11 @@ class Functions:
         link.know(given.number, function, cls)
 
     def describe_actor(self, actor: int, creation: int) -> ActorDefinition:
-        class_name, flags, max_restarts, info, _, cls = native.describe_actor(actor)
+        class_name, flags, max_restarts, info, _, cls, identity = native.describe_actor(actor)
         demand, environment, job = self.demand(cls)
         blobs = self._attachment.function_blob
         pickled = blobs(environment) if environment else b""
-        return ActorDefinition(creation, class_name, flags, max_restarts, blobs(info), demand, pickled, job)
+        return ActorDefinition(creation, class_name, flags, max_restarts, blobs(info), demand, pickled, job, identity)
 
     def make_handle(self, link: Link, reference: bytes, given: ActorDefinition) -> None:
         """An entry for an actor of the other node, that a handle names here."""
@@ -135,7 +137,7 @@ class Functions:
         environment = self._environment(given.environment, given.job)
         return register_actor(
             given.demand, list(self._attachment.resources()), environment, given.flags, given.max_restarts, info,
-            given.class_name, "", "", placement, given.job,
+            given.class_name, "", "", placement, given.job, identity=given.identity,
         )  # fmt: skip
 
     def local_class(self, demand: dict[str, int], environment: int, job: int) -> int:
@@ -147,7 +149,7 @@ class Functions:
             return 0
         environment = pickle.loads(pickled)
         if environment.get(JOB):
-            environment[JOB] = {**environment[JOB], "environ": dict(os.environ), "labels": {}}
+            environment[JOB] = {**environment[JOB], "environ": dict(os.environ), "labels": {}, "session": self._path}
         blob = pickle.dumps(environment)
         return self._attachment.register_function(
             blob, _digest(blob), "runtime_env", FLAG_ENVIRONMENT, 0, 0, 0, 0, owner_job=job

@@ -1,7 +1,8 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
     message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition;
-              "handle": a reference and an ActorDefinition; "log": job, pid, stream, text; "flight": where its store is
+              "handle": a reference and an ActorDefinition; "wanted", "found": see names.py; "log": job, pid, stream,
+              text; "flight": where its store is
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastray.gcs.records import Node
+    from fastray.transfer.names import Names
     from fastray.transfer.stream import Stream
     from fastray.transfer.trace import Trace
 
@@ -50,6 +52,7 @@ class Peer:
         self._published = published
         self._trace = trace
         self.ended = False
+        self.names: Names | None = None
         self.on_log: Callable[[int, int, int, bytes], None] = lambda job, pid, stream, text: None
         self.flight = threading.Event()  # set when flight_address is known
         self.flight_address = ""
@@ -68,10 +71,16 @@ class Peer:
         """The peer gets to know the actors that what waits here names; whether there were any."""
         unknown = self.link.unknown_actors()
         for creation in unknown:
-            definition = self._functions.describe_actor(native.actor_of(creation), creation)
-            definition.flags, definition.max_restarts = definition.flags & OUT_OF_ORDER, 0
-            self.send_message("handle", (self.link.export_ref(creation), definition))
+            self.introduce(creation)
         return bool(unknown)
+
+    def introduce(self, creation: int) -> None:
+        """Unless the peer knows it already."""
+        if self.link.knows_actor(creation):
+            return
+        definition = self._functions.describe_actor(native.actor_of(creation), creation)
+        definition.flags, definition.max_restarts = definition.flags & OUT_OF_ORDER, 0
+        self.send_message("handle", (self.link.export_ref(creation), definition))
 
     def _describe(self, function: int) -> None:
         definition = self._functions.describe(self.link, function)
@@ -114,6 +123,10 @@ class Peer:
         elif kind == "handle":
             reference, actor = msgspec.msgpack.decode(content, type=tuple[bytes, ActorDefinition])
             self._functions.make_handle(self.link, reference, actor)
+        elif kind == "wanted" and self.names is not None:
+            self.names.wanted(self, content)
+        elif kind == "found" and self.names is not None:
+            self.names.found(self, content)
         elif kind == "log":
             self.on_log(*msgspec.msgpack.decode(content, type=tuple[int, int, int, bytes]))
         elif kind == "flight":

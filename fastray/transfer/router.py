@@ -42,6 +42,7 @@ from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.functions import Definition, Functions
+from fastray.transfer.names import Names
 from fastray.transfer.peer import Peer, error_of, number_of
 from fastray.transfer.remote_logs import LogForwarder
 from fastray.transfer.stream import Client, Server, Stream
@@ -82,7 +83,8 @@ class Router:
         self._bulk = Bulk(agent.host, agent.token, self._bulk_done)
         self._flight_address = ""
         agent.attachment.activate()
-        self._functions = Functions(agent.attachment)
+        self._functions = Functions(agent.attachment, agent.path)
+        self._names = Names(self)
         self._trace = trace.from_environment()
         agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
@@ -161,6 +163,7 @@ class Router:
 
     def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
         peer = Peer(self.number, row, stream, self._functions, self._publish, self._trace)
+        peer.names = self._names
         peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text))
 
         def on_batch(batch: bytes) -> None:
@@ -233,7 +236,7 @@ class Router:
                 classes.append(cls)
             else:  # until there is room again, or another node
                 self._held_back = True
-        classes += self._look_at_actors()
+        classes += self.look_at_actors()
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
             self._swept = time.monotonic()
@@ -249,12 +252,13 @@ class Router:
         peer.link.collect()
         if peer.introduce_actors():
             peer.link.collect()
+        if peer.link.has_staged():
+            peer.send_staged()
         for handle, force in peer.link.take_cancels():
             self._cancel(handle, force)
         for creation, why in peer.link.take_ended():
             self._say(actor_ended_message(creation, why))
-        for creation, how in peer.link.take_kills():
-            self._say(kill_actor_message(creation, how == native.KILL))
+        self.kill_actors(peer)
         for value in peer.link.take_bulk():
             self._bulk.fetch(peer, value)
         peer.flush()
@@ -300,7 +304,7 @@ class Router:
 
     # ---- actors ---------------------------------------------------------------------------------------
 
-    def _look_at_actors(self) -> list[int]:
+    def look_at_actors(self) -> list[int]:
         """Places those that wait, sends calls to those that run elsewhere; the classes of these."""
         classes = []
         for actor, creation, state, ends, calls, placement in native.foreign_actors():
@@ -322,6 +326,18 @@ class Router:
             elif not native.lose_host(creation):  # the agent before this one sent it away
                 self._say(actor_ended_message(creation, NODE_GONE))
         return classes
+
+    def kill_actors(self, peer: Peer) -> None:
+        """Those of the peer's here that it wants killed."""
+        for creation, how in peer.link.take_kills():
+            if how == native.KILL:
+                native.release_name(creation)  # another may have it at once
+            self._say(kill_actor_message(creation, how == native.KILL))
+
+    def epoch_of_host(self, creation: int) -> int:
+        """Of the node where this actor of ours runs; 0 when it runs nowhere else."""
+        with self.lock:
+            return next((peer.row.epoch for peer in self.peers.values() if peer.link.hosts(creation)), 0)
 
     def _place_actor(self, actor: int, creation: int, placement: int) -> None:
         request = self._request(self._functions.wishes(placement))

@@ -64,7 +64,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *__all__})
 
 
 def get_node_ip_address(address: str | None = None) -> str:

@@ -31,11 +31,11 @@ def _list(
     runtime.ensure_attached()
     current = runtime.current_runtime()
     rows = table(current.attachment)
-    if current.session_path and table in (node_state.nodes, node_state.jobs):
+    if current.session_path:
         from fastray.cluster import members
 
-        of_all = members.node_table if table is node_state.nodes else members.job_table
-        rows = of_all(current.session_path, current.attachment)
+        if table.__name__ in members.TABLES:
+            rows = members.TABLES[table.__name__](current.session_path, current.attachment)
     for field, relation, value in filters or ():
         if relation not in ("=", "!="):
             raise ValueError(f"a filter compares with '=' or '!=', got {relation!r}")
@@ -46,7 +46,10 @@ def _list(
 
 
 def list_actors(*, filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[Row]:
-    """Actors that live, and dead ones of which there are handles. Raises ValueError for a wrong filter or limit."""
+    """Actors that live, and dead ones of which there are handles; in a cluster of all nodes, and the last that died.
+
+    Raises ValueError for a wrong filter or limit.
+    """
     return _list(node_state.actors, filters, limit)
 
 

@@ -15,7 +15,7 @@ import waiting
 pytest.importorskip("grpc")
 pytest.importorskip("pyarrow")
 
-from cluster_helpers import far_cluster
+from cluster_helpers import agent_of, far_cluster
 from waiting import eventually, is_alive, note, open_gate, tally, wait_for_gate
 
 import fastray
@@ -133,16 +133,6 @@ def test_calls_in_flight_to_a_killed_node_say_whether_they_may_have_run(cluster,
     cluster.kill_node(cluster.far_node)
     with pytest.raises((ActorUnavailableError, ActorDiedError), match="may have run"):
         get(ref)
-
-
-def agent_of(node):
-    """Pid of the node's agent."""
-    found = subprocess.run(["pgrep", "-P", str(node.pid), "-f", "cluster"], capture_output=True, text=True, check=False)
-    for pid in found.stdout.split():
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"agent" in file.read():
-                return int(pid)
-    raise AssertionError("the node has no agent")
 
 
 @pytest.mark.parametrize("which", ["head", "far"])

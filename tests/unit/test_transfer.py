@@ -192,7 +192,7 @@ class Blobs:
 
 def test_wishes_are_read_again_when_their_entry_has_another_content():
     attachment = Blobs()
-    functions = Functions(attachment)
+    functions = Functions(attachment, "")
     attachment.blobs[3] = pickle.dumps(({"CPU": 10_000},))
     assert functions.wishes(3) is functions.wishes(3)
     assert functions.wishes(3) == Wishes({"CPU": 10_000}, "DEFAULT", {})

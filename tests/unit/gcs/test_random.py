@@ -36,8 +36,13 @@ class Chance(random.Random):
 
     def actor(self) -> Actor:
         return Actor(
-            self.id(), "K", self.randint(0, 3), "n", self.name(), self.random() < 0.3, self.randint(-1, 2), self.id()
+            self.id(), "K", self.randint(0, 3), "n", self.name(), self.random() < 0.3, self.randint(-1, 2), self.id(),
+            home=self.choice([b"", self.id()]),
         )
+
+    def actor_state(self) -> c.ActorState:
+        state = self.choice(["ALIVE", "RESTARTING", "DEAD"])
+        return c.ActorState(self.id(), state, self.randint(0, 2), self.epoch())
 
     def group(self) -> PlacementGroup:
         bundles = [{"CPU": 1.0}] * self.randint(0, 2)
@@ -66,9 +71,8 @@ class Chance(random.Random):
             lambda: c.KvKeys("n"),
             lambda: c.Publish("x", b"m"),
             lambda: c.ActorRegister(self.actor(), self.random() < 0.5),
-            lambda: c.ActorStarted(self.epoch(), self.id(), self.randint(0, 2)),
-            lambda: c.ActorFailed(self.epoch(), self.id(), self.randint(0, 2), "x", self.random() < 0.8),
-            lambda: c.ActorKill(self.id(), self.random() < 0.5),
+            lambda: c.ActorsReport(self.epoch(), [self.actor_state(), self.actor_state()]),
+            lambda: c.ActorNames(),
             lambda: c.ActorGet(self.id()),
             lambda: c.ActorByName("n", self.name()),
             lambda: c.GroupCreate(self.group()),

@@ -36,8 +36,7 @@ def test_a_node_that_was_declared_dead_is_refused_with_its_old_epoch(world):
         c.ObjectsAdd(epoch, [(b"o", 1, b"")]),
         c.ObjectsEvict(epoch, [b"o"]),
         c.TasksReport(epoch, [Task(b"t", "f")]),
-        c.ActorStarted(epoch, b"a", 0),
-        c.ActorFailed(epoch, b"a", 0, "x"),
+        c.ActorsReport(epoch, [c.ActorState(b"a", "ALIVE")]),
     ):
         assert kind(world.say(command)) == "stale"
     assert world.state.beat(c.Beat(b"d1", epoch, 1, False), world.last).fenced
@@ -240,10 +239,11 @@ def test_a_function_lives_as_long_as_a_job_or_an_actor_of_it(world):
     assert world.say(c.FunctionPut(b"h", b"code", 1)) is True
     assert world.say(c.FunctionPut(b"h", b"code", 2)) is False
     assert world.say(c.FunctionPut(b"k", b"class", 1)) is True
-    world.say(c.ActorRegister(Actor(b"a", "K", job=1, detached=True, class_hash=b"k")))
+    epoch = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", job=1, detached=True, class_hash=b"k", home=b"n1")))
     world.say(c.JobEnd(1))
     assert [world.say(c.FunctionGet(digest)) for digest in (b"h", b"k")] == [b"code", b"class"]
-    world.say(c.ActorKill(b"a"))
+    world.say(c.ActorsReport(epoch, [c.ActorState(b"a", "DEAD")]))
     world.say(c.JobEnd(2))
     assert [kind(world.say(c.FunctionGet(digest))) for digest in (b"h", b"k")] == ["missing", "missing"]
 
@@ -265,58 +265,60 @@ def test_keys_and_values(world):
 # ---- actors -------------------------------------------------------------------------------------------
 
 
-def test_an_actor_restarts_until_none_is_left(world):
-    epoch = world.join()
-    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n", max_restarts=1)))
-    assert world.say(c.ActorStarted(epoch, b"a", 0, 77)).state == "ALIVE"
-    row = world.say(c.ActorFailed(epoch, b"a", 0, "crash"))
-    assert (row.state, row.restarts, row.epoch) == ("RESTARTING", 1, 0)
+def report(world, epoch, key, state, *about):
+    return world.say(c.ActorsReport(epoch, [c.ActorState(key, state, *about)]))
+
+
+def test_an_actor_is_what_its_home_says(world):
+    home, other = world.join(b"n1"), world.join(b"n2", b"d2")
+    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n", max_restarts=1, home=b"n1")))
+    assert report(world, home, b"a", "ALIVE", 0, other, 77) == 1
+    row = world.say(c.ActorGet(b"a"))
+    assert (row.state, row.restarts, row.epoch, row.worker) == ("ALIVE", 0, other, 77)
+    assert report(world, other, b"a", "DEAD") == 0  # not its home
+    world.say(c.NodeDied(other, "x"))  # its home will say what follows
+    assert report(world, home, b"a", "RESTARTING", 1, other, 77) == 1
+    row = world.say(c.ActorGet(b"a"))
+    assert (row.state, row.restarts, row.epoch, row.worker) == ("RESTARTING", 1, 0, 0)
+    assert report(world, home, b"a", "DEAD", 1, 0, 0, "it was killed") == 1
     assert world.last.urgent
-    assert kind(world.say(c.ActorStarted(epoch, b"a", 0))) == "stale"  # a late word of life 0
-    assert kind(world.say(c.ActorFailed(epoch, b"a", 0, "again"))) == "stale"
-    world.say(c.ActorStarted(epoch, b"a", 1))
+    row = world.say(c.ActorGet(b"a"))
+    assert (row.state, row.reason, row.ended_at) == ("DEAD", "it was killed", 1000.0)
+    assert kind(world.say(c.ActorByName("n", "x"))) == "missing"
+    assert report(world, home, b"a", "ALIVE") == 0  # a late word
+    assert kind(report(world, home, b"a", "WELL")) == "invalid"
+    assert kind(report(world, other, b"a", "ALIVE")) == "stale"
+
+
+def test_an_actor_ends_with_its_home_and_lives_on_when_that_joins_again(world):
+    epoch = world.join()
+    actor = Actor(b"a", "K", name="x", namespace="n", home=b"n1")
+    world.say(c.ActorRegister(actor))
+    report(world, epoch, b"a", "ALIVE", 0, epoch)
     world.say(c.NodeDied(epoch, "x"))
     row = world.say(c.ActorGet(b"a"))
-    assert (row.state, row.reason, row.ended_at) == ("DEAD", "node died: x", 1000.0)
-    assert kind(world.say(c.ActorByName("n", "x"))) == "missing"
-
-
-@pytest.mark.parametrize(("restart", "state"), [(True, "RESTARTING"), (False, "DEAD")])
-def test_an_actor_that_leaves_by_itself_does_not_restart(world, restart, state):
-    epoch = world.join()
-    world.say(c.ActorRegister(Actor(b"a", "K", max_restarts=-1)))
-    world.say(c.ActorStarted(epoch, b"a", 0))
-    assert world.say(c.ActorFailed(epoch, b"a", 0, "exit", restart)).state == state
-
-
-def test_an_actor_runs_in_one_place(world):
-    first, second = world.join(b"n1"), world.join(b"n2", b"d2")
-    world.say(c.ActorRegister(Actor(b"a", "K")))
-    world.say(c.ActorStarted(first, b"a", 0))
-    assert kind(world.say(c.ActorStarted(second, b"a", 0))) == "stale"
-    assert kind(world.say(c.ActorFailed(second, b"a", 0, "x"))) == "stale"
-    assert world.say(c.ActorGet(b"a")).epoch == first
+    assert (row.state, row.reason) == ("DEAD", "its node died: x")
+    assert kind(world.say(c.ActorRegister(Actor(b"b", "K", home=b"n1")))) == "stale"
+    again = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n", home=b"n1")))
+    assert report(world, again, b"a", "ALIVE", 2, again) == 1
+    assert world.say(c.ActorByName("n", "x")).restarts == 2
 
 
 def test_names_are_unique_in_a_namespace_while_their_actor_lives(world):
-    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n")))
-    assert kind(world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n")))) == "exists"
-    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n"), True)).actor_id == b"a"
-    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="m"))).actor_id == b"b"
+    epoch = world.join()
+    world.say(c.ActorRegister(Actor(b"a", "K", name="x", namespace="n", home=b"n1")))
+    assert kind(world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n", home=b"n1")))) == "exists"
+    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="n", home=b"n1"), True)).actor_id == b"a"
+    assert world.say(c.ActorRegister(Actor(b"b", "K", name="x", namespace="m", home=b"n1"))).actor_id == b"b"
+    assert world.say(c.ActorNames()) == [("m", "x"), ("n", "x")]
     world.restart()
     assert world.say(c.ActorByName("n", "x")).actor_id == b"a"
-    world.say(c.ActorKill(b"a"))
-    assert world.say(c.ActorRegister(Actor(b"d", "K", name="x", namespace="n"))).actor_id == b"d"
-    assert kind(world.say(c.ActorRegister(Actor(b"d", "K")))) == "exists"
-
-
-def test_kill_with_restart_is_a_failure(world):
-    epoch = world.join()
-    world.say(c.ActorRegister(Actor(b"a", "K", max_restarts=-1)))
-    world.say(c.ActorStarted(epoch, b"a", 0))
-    assert world.say(c.ActorKill(b"a", no_restart=False)).state == "RESTARTING"
-    assert world.say(c.ActorKill(b"a", no_restart=False)).restarts == 1  # it is on its way already
-    assert world.say(c.ActorKill(b"a")).state == "DEAD"
+    report(world, epoch, b"a", "DEAD")
+    assert world.say(c.ActorNames()) == [("m", "x")]
+    assert world.say(c.ActorRegister(Actor(b"d", "K", name="x", namespace="n", home=b"n1"))).actor_id == b"d"
+    assert kind(world.say(c.ActorRegister(Actor(b"d", "K", home=b"")))) == "exists"  # of another home
+    assert world.say(c.ActorRegister(Actor(b"d", "K", home=b"n1"))).name == "x"  # told again
 
 
 # ---- jobs and placement groups ------------------------------------------------------------------------
@@ -401,12 +403,13 @@ def test_a_batch_goes_on_after_a_refused_command_and_shows_rows_as_they_were(wor
     epoch = world.join()
     reply = world.batch(
         1,
-        c.ActorRegister(Actor(b"a", "K")),
+        c.ActorRegister(Actor(b"a", "K", home=b"n1")),
         c.KvGet("a\0b", []),
         c.ActorGet(b"none"),
-        c.ActorStarted(epoch, b"a", 0),
+        c.ActorsReport(epoch, [c.ActorState(b"a", "ALIVE", 0, epoch)]),
+        c.ActorGet(b"a"),
     )
-    first, second, third, fourth = msgspec.msgpack.decode(reply, type=list[c.Result])
+    first, second, third, _, fourth = msgspec.msgpack.decode(reply, type=list[c.Result])
     decode = records.Actor.__struct_fields__.index("state")
     assert first.value[decode] == "PENDING_CREATION"
     assert fourth.value[decode] == "ALIVE"
@@ -455,8 +458,8 @@ def test_a_message_reaches_a_channel_and_leaves_nothing(world):
 def test_a_restart_has_what_was_persisted(world):
     epoch, other = world.join(), world.join(b"n2", b"d2")
     world.batch(1, c.JobStart("ns", "main.py", metadata={"a": "b"}), c.KvPut("n", b"k", b"v"))
-    world.say(c.ActorRegister(Actor(b"a", "K", job=1, name="x", resources={"CPU": 0.5})))
-    world.say(c.ActorStarted(epoch, b"a", 0))
+    world.say(c.ActorRegister(Actor(b"a", "K", job=1, name="x", resources={"CPU": 0.5}, home=b"n1")))
+    report(world, epoch, b"a", "ALIVE", 0, epoch)
     world.say(c.GroupCreate(PlacementGroup(b"g", [{"GPU": 0.5}], "STRICT_SPREAD")))
     world.say(c.GroupPlaced(b"g", 0, [other]))
     world.say(c.ObjectsAdd(epoch, [(b"o", 7, b"t")]))
