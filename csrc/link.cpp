@@ -46,6 +46,12 @@ size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, 
       case kFrameActorStop:
         on_actor_stop(in);
         break;
+      case kFrameElsewhere:
+        on_elsewhere(in);
+        break;
+      case kFrameCopy:
+        on_copy(in);
+        break;
       case kFrameLogged:
         on_logged(in);
         break;
@@ -171,11 +177,15 @@ void Link::hold_remote(Handle local, uint64_t remote, bool mirror) {
     ++it->second.count;
     return;
   }
-  writer_.begin(kFrameRelease);  // it was computed again
-  writer_.put(it->second.remote);
-  writer_.put(it->second.count);
-  writer_.end();
+  release_there(it->second.remote, it->second.count);  // it was computed again
   it->second = Held{remote, 1, mirror, false};
+}
+
+void Link::release_there(uint64_t remote, uint64_t count) {
+  writer_.begin(kFrameRelease);
+  writer_.put(remote);
+  writer_.put(count);
+  writer_.end();
 }
 
 void Link::sweep() {
@@ -186,10 +196,7 @@ void Link::sweep() {
     uint64_t w = r.state.load(std::memory_order_acquire);
     bool alive = word_gen(w) == gen_of(h);
     if (!alive || (!held.mirror && state_of(w) == kLost)) {
-      writer_.begin(kFrameRelease);
-      writer_.put(held.remote);
-      writer_.put(held.count);
-      writer_.end();
+      release_there(held.remote, held.count);
       auto mirror = mirrors_.find(held.remote);
       if (mirror != mirrors_.end() && mirror->second == h) mirrors_.erase(mirror);
       it = held_.erase(it);
@@ -296,18 +303,32 @@ bool Link::get_payload(Reader& in, const ValueHead& head, Handle h, uint64_t* fl
 
 // ---- fetching --------------------------------------------------------------------------------------------
 
-void Link::fetch(Handle asked) {
+void Link::fetch(Handle asked, bool here) {
+  Handle there = Process::away_of(segment_.record(asked)).handle;
+  if (held_.count(asked) == 0) return fetch_copy(asked, there);
   writer_.begin(kFrameFetch);
-  writer_.put(Process::away_of(segment_.record(asked)).handle);
+  writer_.put(there);
   writer_.put(asked);
+  writer_.put(here ? kFetchHere : kFetchAny);
   writer_.end();
 }
 
 void Link::on_fetch(Reader& in) {
   Handle h = in.get<uint64_t>();
-  uint64_t tag = in.get<uint64_t>();
+  uint64_t tag = in.get<uint64_t>(), how = in.get<uint64_t>();
+  if (!in.bad() && how == kFetchCopy) return on_fetch_copy(h, tag);
   if (in.bad() || exported_.count(h) == 0) return in.fail();
   if (process_.sealed(h) && !names_unknown(segment_.record(h))) return answer_fetch(h, tag);
+  if (how == kFetchAny && process_.is_away(h)) {
+    Away away = Process::away_of(segment_.record(h));
+    if (away.bytes >= kBulkMin && away.node != peer_) {  // from there, without the way over this node
+      writer_.begin(kFrameElsewhere);
+      writer_.put(tag);
+      writer_.put(away.node);
+      writer_.put(away.handle);
+      return writer_.end();
+    }
+  }
   (void)process_.mark_awaited(&h, 1);  // asks, when it is away from here too
   fetch_waits_.push_back(FetchWait{h, tag});
 }
@@ -324,13 +345,19 @@ void Link::answer_fetch(Handle h, uint64_t tag) {
 void Link::on_value(Reader& in) {
   Handle h = in.get<uint64_t>();
   State state = static_cast<State>(in.get<uint64_t>());
-  if (in.bad() || index_of(h) >= kRecordsMax || (state != kDone && state != kFailed)) return in.fail();
+  if (in.bad() || index_of(h) >= kRecordsMax || (state != kDone && state != kFailed && state != kFree)) return in.fail();
+  auto fetched = fetched_copies_.find(h);
+  Handle copy = fetched == fetched_copies_.end() ? 0 : fetched->second;
+  if (copy != 0) fetched_copies_.erase(fetched);
+  if (state == kFree) return orphans_.push_back(h);
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
-  if (!is_asked(w) || word_gen(w) != gen_of(h)) return;  // nobody waits for it any more
+  bool wanted = is_asked(w) && word_gen(w) == gen_of(h);
   uint64_t flags;
-  bool bulk;
-  uint64_t remote = Process::away_of(r).handle;
+  bool bulk = false;
+  if (!wanted && copy != 0) release_there(copy, 1);
+  if (!wanted) return;
+  uint64_t remote = copy != 0 ? copy : Process::away_of(r).handle;
   if (!get_value(in, h, &flags, &bulk)) {
     if (in.bad()) return;
     uint64_t bytes = in.left();
@@ -338,9 +365,9 @@ void Link::on_value(Reader& in) {
     state = kFailed;
   }
   if (bulk)
-    bulk_.push_back(Bulk{h, remote, r.result_heap.offset, r.result_bytes, flags});
-  else
-    (void)process_.seal_promise(h, state, flags);
+    return bulk_.push_back(Bulk{h, remote, r.result_heap.offset, r.result_bytes, flags, copy != 0});
+  (void)process_.seal_promise(h, state, flags);
+  if (copy != 0) release_there(copy, 1);
 }
 
 // The buffers of a fetched value are here, or will not come.
@@ -348,9 +375,12 @@ bool Link::finish_bulk(const Bulk& bulk, bool complete) {
   Record& r = segment_.record(bulk.local);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   bool wanted = is_asked(w) && word_gen(w) == gen_of(bulk.local);
+  if (bulk.copy) release_there(bulk.remote, 1);
   if (complete && wanted) return process_.seal_promise(bulk.local, kDone, bulk.flags);
   process_.allocator().release(bulk.payload);
-  if (wanted && process_.unask(bulk.local)) process_.recover(bulk.local);
+  if (bulk.copy)
+    orphans_.push_back(bulk.local);
+  else if (wanted && process_.unask(bulk.local)) process_.recover(bulk.local);
   return false;
 }
 
@@ -393,6 +423,7 @@ void Link::down(const std::string& error) {
   }
   for (auto& [h, count] : std::exchange(exported_, {})) process_.drop(h);
   fetch_waits_.clear();
+  for (auto& [h, copy] : std::exchange(fetched_copies_, {})) orphans_.push_back(h);
   logged_calls_.clear();
   hosting_.clear();
 }

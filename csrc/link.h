@@ -18,6 +18,7 @@
 //   link_tasks.cpp    tasks and results
 //   link_streams.cpp  items of generators
 //   link_actors.cpp   actors of one node that run on the other
+//   link_copies.cpp   values that come from another node than their owner's
 //   link_checkpoints.cpp  their checkpoints and logs, which are kept where they were created
 #pragma once
 
@@ -44,6 +45,7 @@ class Link {
     Offset payload;
     uint32_t result_bytes;
     uint64_t flags;
+    bool copy;  // not from its owner
   };
   struct LocalFunction {
     uint32_t function = 0;
@@ -104,7 +106,7 @@ class Link {
   // Applies frames. Stops behind a message (its place in *message) and returns what it took; bad(): close the link.
   size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes);
   bool bad() const { return bad_; }
-  void fetch(Handle asked);
+  void fetch(Handle asked, bool here = false);
   void send_message(const std::string& body);
   std::string export_ref(Handle h);
   Handle import_ref(const std::string& ref);
@@ -115,6 +117,24 @@ class Link {
   // The peer, or the way to it, is gone.
   void down(const std::string& error);
   std::vector<Bulk> take_bulk() { return std::move(bulk_); }
+  // ---- copies (link_copies.cpp) ----------------------------------------------------------------
+  struct Copy {
+    Handle h;
+    uint64_t node;
+    Handle there;
+  };
+  // Asked for; their owner says that another node has them: to be fetched there.
+  std::vector<Copy> take_elsewhere() { return std::move(elsewhere_); }
+  void fetch_copy(Handle asked, Handle there);
+  // Asked for, and not to be had there.
+  std::vector<Handle> take_orphans() { return std::move(orphans_); }
+  bool mirrors(Handle h) const;
+  // The owner of this mirror hears that its value is here.
+  void have_copy(Handle mirror);
+  // Records of ours that are away, and of which the peer has a copy.
+  std::vector<Copy> take_copies() { return std::move(copies_); }
+  // Before down(): what only the peer had is to come from this copy. False: it is not away there.
+  bool switch_to(const Copy& copy);
   bool finish_bulk(const Bulk& bulk, bool complete);
   std::vector<std::pair<Handle, uint64_t>> take_cancels() { return std::move(cancels_); }
   uint64_t peer() const { return peer_; }
@@ -177,6 +197,10 @@ class Link {
   void on_fetch(Reader& in);
   void on_value(Reader& in);
   void answer_fetch(Handle h, uint64_t tag);
+  void on_fetch_copy(Handle h, uint64_t tag);
+  void release_there(uint64_t remote, uint64_t count);
+  void on_elsewhere(Reader& in);
+  void on_copy(Reader& in);
   void hold_remote(Handle local, uint64_t remote, bool mirror);
   // link_tasks.cpp
   void put_task(Handle h);
@@ -234,6 +258,9 @@ class Link {
   std::unordered_map<uint64_t, Handle> mirrors_;   // by the peer's handle
   std::vector<FetchWait> fetch_waits_;
   std::vector<Bulk> bulk_;
+  std::unordered_map<Handle, Handle> fetched_copies_;  // asked for -> the copy there
+  std::vector<Copy> elsewhere_, copies_;
+  std::vector<Handle> orphans_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
   std::unordered_map<Handle, uint32_t> streams_;  // exported streams with a limit -> consumed, as told
   std::unordered_map<Handle, Hosted> hosted_;  // by its creation

@@ -23,14 +23,22 @@ enum FrameKind : uint32_t {
   kFrameResult = 3,   // ResultHead, then a value, or a ref (kAway)
   kFrameRelease = 4,  // u64 handle, u64 count: so many refs to it are no longer held
   kFrameCancel = 5,   // u64 wire, u64 force
-  kFrameFetch = 6,    // u64 handle, u64 tag: send its value when it is there
+  kFrameFetch = 6,    // u64 handle, u64 tag, u64 FetchHow: send its value when it is there
   kFrameActor = 8,    // ActorHead: what became of an actor that was created there
   kFrameActorStop = 9,  // u64 handle of its creation there, u64 Link::Stop
   kFrameItem = 10,      // u64 wire, u32 number, u32 state, a value: of a stream, in order
   kFrameConsumed = 11,  // u64 wire, u64 items: so many of its items were taken where it was submitted
   kFrameLogged = 12,      // u64 wire of a creation, u64 place, u64 wire of a call of it: it is in the actor's log
   kFrameCheckpoint = 13,  // u64 wire of a creation, u64 place, a ref: the actor's state after the calls before that place
-  kFrameValue = 7,    // u64 tag, u64 state, a value; the buffers follow by Flight when ValueHead::bulk
+  kFrameElsewhere = 14,  // u64 tag, u64 node, u64 handle: the value of what was asked for is there
+  kFrameCopy = 15,       // u64 handle, u64 copy: the sender has the value of that record of the receiver's too
+  kFrameValue = 7,    // u64 tag, u64 state, a value; kFree: it is not there. The buffers follow by Flight when ValueHead::bulk
+};
+
+enum FetchHow : uint64_t {
+  kFetchAny = 0,   // or say where it is
+  kFetchHere = 1,  // the way from there has failed: bring it
+  kFetchCopy = 2,  // the record is not the asker's to keep: now or never
 };
 
 struct FrameHead {

@@ -141,6 +141,7 @@ class Process {
   bool seal_away(Handle h, const Away& away);
   bool seal_promise_away(Handle h, const Away& away);
   void ask_for(Handle h);
+  void push_asked(Handle h);
   bool unask(Handle h);
   // The node agent's part: tasks it takes from this class, values that were asked for, tasks it gives back.
   size_t claim_many(uint32_t cls, size_t n, std::vector<Handle>* claimed);
@@ -342,7 +343,6 @@ class Process {
   bool actor_is_over(const Record& r, Handle h) const;
   bool clustered() const { return segment_.header().clustered.load(std::memory_order_relaxed) != 0; }
   bool needs_away(Handle h) const;
-  void push_asked(Handle h);
   bool become_away(Handle h, uint64_t w, const Away& away);
   bool forget_away(Record& r, Handle h);
   std::vector<Queue*> queues_of(uint32_t cls) const;

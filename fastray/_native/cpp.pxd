@@ -23,6 +23,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     uint32_t gen_of(Handle h)
     uint32_t word_gen(uint64_t w)
     uint32_t word_holder(uint64_t w)
+    cbool is_asked(uint64_t w)
     cbool is_sealed(uint64_t w)
     enum State:
         kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised, kLost, kAway

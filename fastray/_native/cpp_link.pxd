@@ -14,6 +14,10 @@ cdef extern from "link.h" namespace "fastray" nogil:
         Offset payload
         uint32_t result_bytes
         uint64_t flags
+    cdef cppclass Copy "fastray::Link::Copy":
+        Handle h
+        uint64_t node
+        Handle there
     cdef cppclass LocalFunction "fastray::Link::LocalFunction":
         uint32_t function
         uint16_t cls
@@ -57,7 +61,14 @@ cdef extern from "link.h" namespace "fastray" nogil:
         Handle imported_as(uint64_t wire)
         size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes)
         cbool bad()
-        void fetch(Handle asked)
+        void fetch(Handle asked, cbool here)
+        vector[Copy] take_elsewhere()
+        void fetch_copy(Handle asked, Handle there)
+        vector[Handle] take_orphans()
+        cbool mirrors(Handle h)
+        void have_copy(Handle mirror)
+        vector[Copy] take_copies()
+        cbool switch_to(const Copy& copy)
         void send_message(const string& body)
         string export_ref(Handle h)
         Handle import_ref(const string& ref)

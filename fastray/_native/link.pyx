@@ -22,6 +22,7 @@ from fastray._native.cpp cimport (
     Record,
     gen_of,
     index_of,
+    is_asked,
     is_sealed,
     kActorClass,
     kActorDead,
@@ -40,7 +41,7 @@ from fastray._native.cpp cimport (
     state_of,
     word_gen,
 )
-from fastray._native.cpp_link cimport Bulk, Cancel, Ended, LocalFunction, Stop
+from fastray._native.cpp_link cimport Bulk, Cancel, Copy, Ended, LocalFunction, Stop
 from fastray._native.cpp_link cimport Link as CLink
 from fastray._native.object_ref cimport session
 
@@ -177,6 +178,17 @@ def wait(list classes, uint32_t seen, double timeout_s):
     with nogil:
         session.process.sleep_for_classes(watched.data(), watched.size(), seen, timeout_ns)
     session.process.sweep()
+
+
+def is_away(Handle h):
+    """Done, the value is on another node and nobody here wants it."""
+    return bool(session.process.is_away(h))
+
+
+def is_wanted(Handle h):
+    """Asked for, and not here yet."""
+    cdef uint64_t w = session.records[index_of(h)].state.load()
+    return bool(is_asked(w)) and word_gen(w) == gen_of(h)
 
 
 def take_asked():
@@ -390,8 +402,48 @@ cdef class Link:
     def send_message(self, bytes body):
         self.link.send_message(body)
 
-    def fetch(self, Handle asked):
-        self.link.fetch(asked)
+    def fetch(self, Handle asked, bint here=False):
+        """`here`: the peer is not to say where else it is."""
+        self.link.fetch(asked, here)
+
+    # ---- copies -------------------------------------------------------------------------------------
+
+    def take_elsewhere(self):
+        """[(handle, number of a node, handle there)] of values that were asked for, and that node has."""
+        copies = []
+        cdef Copy c
+        for c in self.link.take_elsewhere():
+            copies.append((c.h, c.node, c.there))
+        return copies
+
+    def fetch_copy(self, Handle asked, Handle there):
+        self.link.fetch_copy(asked, there)
+
+    def take_orphans(self):
+        """What was asked for, and cannot be had from the peer."""
+        return list(self.link.take_orphans())
+
+    def mirrors(self, Handle h):
+        """Whether the peer owns what this record stands for."""
+        return bool(self.link.mirrors(h))
+
+    def have_copy(self, Handle mirror):
+        """The value of this mirror is here: if the peer owns it, it hears of that."""
+        self.link.have_copy(mirror)
+
+    def take_copies(self):
+        """[(record of ours that is away, number of the peer, copy there)]"""
+        copies = []
+        cdef Copy c
+        for c in self.link.take_copies():
+            copies.append((c.h, c.node, c.there))
+        return copies
+
+    def switch_to(self, Handle h, uint64_t node, Handle there):
+        """What is away at the peer comes from this copy; False when it is not away there."""
+        cdef Copy c
+        c.h, c.node, c.there = h, node, there
+        return bool(self.link.switch_to(c))
 
     def export_ref(self, Handle h):
         return <bytes>self.link.export_ref(h)

@@ -8,6 +8,7 @@ Reading order:
     functions.py    functions and scheduling classes of one node, made on another
     stream.py       gRPC: a stream of batches to and from each node, refused without the token
     bulk.py         Arrow Flight: the buffers of large values, from store to store
+    copies.py       large values that come from another node than their owner's
     trace.py        what happened when, for docs/internals/remote_task.md; off unless FASTRAY_TRACE=1
 
 csrc/link.h has the words and the frames, docs/internals/transfer.md the reasons. Imported by the agent only: grpc and

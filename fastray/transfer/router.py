@@ -41,6 +41,7 @@ from fastray.scheduling.resources import fits
 from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
+from fastray.transfer.copies import Copies
 from fastray.transfer.functions import Definition, Functions
 from fastray.transfer.names import Names
 from fastray.transfer.peer import Peer, error_of, number_of
@@ -85,6 +86,7 @@ class Router:
         agent.attachment.activate()
         self._functions = Functions(agent.attachment, agent.path)
         self._names = Names(self)
+        self._copies = Copies(self.peers)
         self._trace = trace.from_environment()
         agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
@@ -195,7 +197,9 @@ class Router:
             if peer.ended:
                 return
             error = NodeDiedError(f"node {peer.node_id.hex()}, where the task ran, is gone: {reason}")
+            self._copies.leaving(peer)
             peer.down(error_of(native.AGENT_ERROR, error))
+            self._copies.after(peer)
             for creation, why in peer.link.take_ended():
                 self._say(actor_ended_message(creation, why))
         native.wake()
@@ -241,6 +245,7 @@ class Router:
         if sweep:
             self._swept = time.monotonic()
             self._spill()
+            self._copies.sweep()
         for peer in list(self.peers.values()):
             if sweep:
                 peer.link.sweep()
@@ -259,6 +264,7 @@ class Router:
         for creation, why in peer.link.take_ended():
             self._say(actor_ended_message(creation, why))
         self.kill_actors(peer)
+        self._copies.after(peer)
         for value in peer.link.take_bulk():
             self._bulk.fetch(peer, value)
         peer.flush()
@@ -270,7 +276,9 @@ class Router:
             self._trace.note("replicated", **about, bytes=size, complete=complete)
         with self.lock:
             if peer.link.finish_bulk(value, complete):
-                peer.flush()
+                self._copies.arrived(value.local)
+            self._copies.after(peer)
+            peer.flush()
 
     def _cancel(self, handle: int, force: bool) -> None:
         _, running, task = self.agent.attachment.cancel_handle(handle)
