@@ -2,7 +2,7 @@
 
     elsewhere  the owner of what was asked for names the node that has it: it is asked in its place
     orphan     it could not be had there: the owner is to bring it, or, when it is ours, it is computed again
-    copy       a node that has the value of a record of ours, which is away: it is asked when the one that made it is gone
+    copy       a node that has the value of a record of ours, which is away: asked when the one that made it is gone
 
 Everything here runs with the agent's lock held.
 """
