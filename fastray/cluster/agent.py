@@ -27,6 +27,7 @@ from fastray._native.session import WIRE, Attachment
 from fastray.attach import AttachedNode
 from fastray.cluster import inquiry
 from fastray.cluster.actors import ActorReporter
+from fastray.cluster.demands import CHANNEL, Demands
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources
@@ -95,6 +96,7 @@ class Agent:
         self._jobs_changed = False
         self._jobs: JobReporter
         self.actors: ActorReporter
+        self.demands: Demands
         self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
@@ -107,6 +109,7 @@ class Agent:
             raise NodeFencedError(f"the store at {address} is not the one that this node joined")
         self._jobs = JobReporter(self.gcs, self.node_id, self._give_numbers)
         watch = ActorWatch(self.attachment)
+        self.demands = Demands(self)
         self.actors = ActorReporter(self.gcs, self.attachment.session_id, self.node_id, watch)
 
     def join(self) -> None:
@@ -116,7 +119,10 @@ class Agent:
 
     def settle(self) -> None:
         """What drivers and commands may have to wait for: numbers of jobs, the tables, answers to inquiries."""
-        self.gcs.subscribe_all({"node": self._node_changed, "load": self._load_changed, "job": self._job_changed})
+        self.gcs.subscribe_all({
+            "node": self._node_changed, "load": self._load_changed, "job": self._job_changed,
+            f"channel:{CHANNEL}": self.demands.heard,
+        })  # fmt: skip
         self._jobs.begin(self.attachment.jobs())
         self.actors.begin(self.epoch)
         self.gcs.window_s = WINDOW_S
@@ -211,6 +217,11 @@ class Agent:
         """The node where its driver is; b"" when nobody knows."""
         with self.lock:
             return next((row.node for row in self._job_table.values() if row.job_id == job), b"")
+
+    def runs_job(self, job: int) -> bool:
+        """Its driver is attached, to whichever node."""
+        with self.lock:
+            return any(row.job_id == job and row.state == RUNNING for row in self._job_table.values())
 
     def _apply_load(self, node_id: bytes) -> None:
         node, load = self.nodes.get(node_id), self._loads.get(node_id)

@@ -42,7 +42,7 @@ from fastray.scheduling.view import Argument, Infeasible, Placed, Request
 from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.copies import Copies
-from fastray.transfer.functions import Definition, Functions
+from fastray.transfer.functions import Definition, Functions, Wishes
 from fastray.transfer.names import Names
 from fastray.transfer.peer import Peer, error_of, number_of
 from fastray.transfer.remote_logs import LogForwarder
@@ -52,7 +52,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastray.cluster.agent import Agent
     from fastray.gcs.records import Node
-    from fastray.transfer.functions import Wishes
 
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
 BATCH_MAX = 4000  # tasks placed at a time
@@ -97,6 +96,7 @@ class Router:
         port = self._server.listen(self.agent.host, self._tls)
         self.agent.addresses["node"] = f"{self.agent.host}:{port}"
         native.join_cluster(self.number)
+        self.agent.demands.answered = native.wake
         self.agent.forwarded, self.agent.job_ended = self._forwarded, self._job_ended
         LogForwarder(self.agent.node.log_socket, self.agent.attachment, self._forward_log)
         self.agent.on_node_joined(self._joined)
@@ -222,6 +222,7 @@ class Router:
     def _step(self) -> list[int]:
         """One look around; the classes to wake up for."""
         self._held_back = False
+        self.agent.demands.begin_round()
         for handle, number in native.take_asked():
             peer = self.peers.get(number)
             if peer is None:
@@ -246,6 +247,7 @@ class Router:
             self._swept = time.monotonic()
             self._spill()
             self._copies.sweep()
+            self.agent.demands.tell()
         for peer in list(self.peers.values()):
             if sweep:
                 peer.link.sweep()
@@ -348,12 +350,13 @@ class Router:
             return next((peer.row.epoch for peer in self.peers.values() if peer.link.hosts(creation)), 0)
 
     def _place_actor(self, actor: int, creation: int, placement: int) -> None:
-        request = self._request(self._functions.wishes(placement))
+        wishes = self._functions.wishes(placement)
+        request = self._request(wishes)
         with self.agent.lock:
             self._look_at_nodes()
             outcome = self.agent.scheduler.submit(request)
         if isinstance(outcome, Infeasible):
-            if self._settled():
+            if self._is_final(wishes, 1):
                 self._say(actor_ended_message(creation, START_FAILED))
         elif isinstance(outcome, Placed) and outcome.node_id == self.agent.node_id:
             native.keep_actor_here(actor)
@@ -389,7 +392,7 @@ class Router:
                 left += peer.link.claim(cls, min(count, peer.room()))
                 peer.send_staged()
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
-        if refusals and self._settled():
+        if refusals and self._is_final(wishes, waiting):
             error = TaskUnschedulableError(_cannot(refusals[0]), missing=refusals[0].missing)
             for handle, _ in native.claim(cls, portion * len(refusals)):
                 native.fail(handle, error_of(native.AGENT_ERROR, error))
@@ -431,7 +434,8 @@ class Router:
             self._trace.note("routed", task=trace.name(handle))
         demand, environment, job = self._functions.demand(cls)
         _, _, placement, _ = native.describe_class(cls)
-        request = self._request(self._functions.wishes(placement)) if placement else self._request_of(demand)
+        wishes = self._functions.wishes(placement) if placement else Wishes(demand)
+        request = self._request(wishes)
         arguments = [
             Argument(there, frozenset((peer.node_id,)))
             for peer in self.peers.values()
@@ -450,7 +454,7 @@ class Router:
             peer.link.stage(handle)
             peer.send_staged()
         elif isinstance(outcome, Infeasible):
-            if not self._settled():
+            if not self._is_final(wishes, 1):
                 self._unplaced.append((handle, cls))
                 return
             error = TaskUnschedulableError(_cannot(outcome), missing=outcome.missing)
@@ -466,9 +470,14 @@ class Router:
             self._last_gone = time.monotonic()
         self._known = nodes
 
-    def _settled(self) -> bool:
-        """The nodes are known, and none went a moment ago: what no node can run is not waited for any more."""
-        return self.agent.node_id in self.agent.nodes and time.monotonic() - self._last_gone >= RETURN_WAIT_S
+    def _is_final(self, wishes: Wishes, count: int) -> bool:
+        """What no node can run is not waited for: the nodes are known, none went a moment ago, and nobody adds some."""
+        if self.agent.node_id not in self.agent.nodes or time.monotonic() - self._last_gone < RETURN_WAIT_S:
+            return False
+        if hasattr(wishes.strategy, "node_id") or not self.agent.demands.may_come():
+            return True
+        self.agent.demands.note(wishes.demand, wishes.labels or {}, count)
+        return False
 
     def _request(self, wishes: Wishes) -> Request:
         return self._request_of(wishes.demand)._replace(
