@@ -10,11 +10,10 @@ Called by the router, with its lock held, and by threads that answer questions.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
-
-import msgspec
 
 from fastray.gcs import commands
 
@@ -37,8 +36,8 @@ class Demands:
         from fastray.autoscaler import DEMANDS, HOOK
 
         self._agent = agent
-        self._round: dict[bytes, Row] = {}
-        self._told: dict[bytes, Row] = {}
+        self._round: dict[str, Row] = {}
+        self._told: dict[str, Row] = {}
         self._job = 0
         self._changed = threading.Condition()
         self._version = 0
@@ -72,7 +71,7 @@ class Demands:
     def note(self, demand: Mapping[str, int], labels: Mapping[str, str], count: int) -> None:
         """So many tasks or actors wait for this, which no node has."""
         resources = {name: units / UNIT for name, units in sorted(demand.items()) if units}
-        key = msgspec.json.encode((resources, dict(sorted(labels.items()))))
+        key = json.dumps((resources, dict(sorted(labels.items()))))
         before = self._round.get(key)
         self._round[key] = (resources, dict(labels), count + (before[2] if before else 0))
 
@@ -85,7 +84,7 @@ class Demands:
             return
         self._told = self._round
         key = DEMANDS_KEY + self._agent.node_id
-        self._agent.gcs.submit(commands.KvPut(NAMESPACE, key, msgspec.json.encode(list(self._round.values()))))
+        self._agent.gcs.submit(commands.KvPut(NAMESPACE, key, json.dumps(list(self._round.values())).encode()))
         self._agent.gcs.submit(commands.Publish(CHANNEL, b""))
 
     # ---- questions of this node's processes ---------------------------------------------------------------
@@ -103,9 +102,9 @@ class Demands:
         with self._agent.lock:
             nodes = list(self._agent.nodes)
         values = self._agent.gcs.call(commands.KvGet(NAMESPACE, [DEMANDS_KEY + node for node in nodes]))
-        sums: dict[bytes, Row] = {}
+        sums: dict[str, Row] = {}
         for value in values:
-            for resources, labels, count in msgspec.json.decode(value) if value else ():
-                key = msgspec.json.encode((resources, labels))
+            for resources, labels, count in json.loads(value) if value else ():
+                key = json.dumps((resources, labels), sort_keys=True)
                 sums[key] = resources, labels, count + (sums[key][2] if key in sums else 0)
         return version, list(sums.values())
