@@ -249,7 +249,8 @@ class Link {
   Writer writer_;
   bool bad_ = false;
   std::vector<Handle> staged_;
-  std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash
+  uint64_t identity(uint32_t function) const;
+  std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash and job
   std::unordered_set<Handle> outstanding_;
   std::unordered_map<uint32_t, LocalFunction> functions_;  // of the peer's numbers
   std::deque<Import> imports_;

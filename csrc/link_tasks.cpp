@@ -21,13 +21,19 @@ std::vector<uint32_t> Link::unknown_functions() {
   return unknown;
 }
 
+// The same function of another job is another one there: what the peer made for it goes with its job.
+uint64_t Link::identity(uint32_t function) const {
+  const Function& f = segment_.function(function);
+  return f.hash[0] + f.job * 0x9E3779B97F4A7C15u;
+}
+
 bool Link::knows(uint32_t function) const {
   auto it = described_.find(function);
-  return it != described_.end() && it->second == segment_.function(function).hash[0];
+  return it != described_.end() && it->second == identity(function);
 }
 
 void Link::describe(uint32_t function, const std::string& message) {
-  described_[function] = segment_.function(function).hash[0];
+  described_[function] = identity(function);
   send_message(message);
 }
 

@@ -120,6 +120,11 @@ void LocalScheduler::look(int64_t now) {
   rung_ = false;
 }
 
+// Tasks of such a runtime_env wait: workers forked for them now would only wait too.
+bool LocalScheduler::is_being_set_up(uint32_t env) const {
+  return env != 0 && std::any_of(workers_.begin(), workers_.end(), [&](const Worker& w) { return w.used && w.setting_up == env; });
+}
+
 bool LocalScheduler::look_at_classes() {
   bool moved = false;
   uint32_t used = segment_.header().classes_used.load(std::memory_order_acquire);
@@ -139,7 +144,7 @@ bool LocalScheduler::look_at_classes() {
       moved = true;
     }
     if (state_->leases(c) == 0 && !proc_set::has(cls.sleeping, 0)) state_->class_stand_taken(c);
-    bool backlog = process_.backlog(cls);
+    bool backlog = process_.backlog(cls) && !is_being_set_up(cls.runtime_env);
     uint64_t heads = 0, tails = 0;
     proc_set::find(cls.producers, [&](uint32_t slot) {
       uint32_t q = cls.queues[slot].load(std::memory_order_acquire);
@@ -170,6 +175,7 @@ bool LocalScheduler::look_at_workers(int64_t now) {
     if (p.state.load(std::memory_order_acquire) != kProcAlive) continue;  // SYNC POINT: proc-alive
     if (w.heartbeat == 0) {
       w.heartbeat = 1;
+      w.setting_up = 0;
       failed_starts_ = 0;
       moved = true;
     }

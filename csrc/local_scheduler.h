@@ -54,6 +54,7 @@ enum class Control : uint32_t {
   kRetryLater = 11,  // worker: the task `handle` raised and runs again after a delay
   kCreateGroup = 13,  // text: a GroupRequest and what belongs to it (types_group.h)
   kRemoveGroup = 14,  // text: the id of the group
+  kSettingUp = 32,    // the worker in `slot` prepares its runtime_env: it needs no CPU, and no other worker of it helps
 };
 struct ControlMessage {
   uint32_t kind;
@@ -166,6 +167,7 @@ class LocalScheduler {
     int64_t born_ns = 0;
     uint32_t job = 0;
     bool doomed = false;  // killed with its job
+    uint32_t setting_up = 0;  // the runtime_env that it prepares, until it has attached
     std::vector<Handle> crashed;  // tasks held for it until it has written them down
   };
   struct ActorSeen {
@@ -183,6 +185,7 @@ class LocalScheduler {
   };
 
   // local_scheduler.cpp
+  bool is_being_set_up(uint32_t env) const;
   std::string open_everything(const Fds& fds);
   void step(int64_t now);
   void look(int64_t now);

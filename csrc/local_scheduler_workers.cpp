@@ -291,6 +291,10 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
       return create_group(text, m.bytes);
     case Control::kRemoveGroup:
       return remove_group_named(text, m.bytes);
+    case Control::kSettingUp:
+      if (m.slot >= workers_.size() || !workers_[m.slot].used) return;
+      workers_[m.slot].setting_up = segment_.proc(m.slot).runtime_env;
+      return state_->worker_blocked(m.slot, true);
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)
         kill(workers_[m.slot].pid, SIGKILL);

@@ -1,9 +1,9 @@
 """Messages to the node on a control socket, as csrc/local_scheduler.h defines them.
 
 Each is a struct ControlMessage (kind, slot, handle, force, bytes) and `bytes` of text, sent whole: the
-sockets are SOCK_SEQPACKET. Workers send recorded_message, retry_message, cancel_message, kill_actor_message and
-those of groups, the agent job_numbers_message, drivers all others too. A daemon's driver sends `attach_message`
-first and gets an answer, see docs/internals/daemon.md.
+sockets are SOCK_SEQPACKET. Workers send setting_up_message, recorded_message, retry_message, cancel_message,
+kill_actor_message and those of groups, the agent job_numbers_message, drivers all others too. A daemon's driver
+sends `attach_message` first and gets an answer, see docs/internals/daemon.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastray._native.session import WIRE
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
 ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT, CREATE_GROUP, REMOVE_GROUP = range(9, 15)
+SETTING_UP = 32
 
 
 _HELLO = struct.Struct("<QIIII")
@@ -98,6 +99,11 @@ def kill_actor_message(creation: int, no_restart: bool) -> bytes:
 def recorded_message(slot: int) -> bytes:
     """The worker in `slot` has written down the crashes that it was forked with."""
     return _MESSAGE.pack(RECORDED, slot, 0, 0, 0)
+
+
+def setting_up_message(slot: int) -> bytes:
+    """The worker in `slot` prepares its runtime_env, which takes long: it needs no CPU until it has attached."""
+    return _MESSAGE.pack(SETTING_UP, slot, 0, 0, 0)
 
 
 def retry_message(handle: int) -> bytes:

@@ -11,10 +11,14 @@ import signal
 import sys
 
 from fastray._native.node import LocalScheduler, die_with_parent, name_process
+from fastray.runtime_env import is_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
+
+    from fastray.runtime_envs.setup import Setup
 
 OOM_SCORE_MORE = 500  # the kernel is to kill a worker rather than the node or the driver
 
@@ -31,15 +35,18 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     if os.getppid() != node_pid:  # it died before the line above
         os._exit(1)
     os.setpgid(0, 0)
-    name_process(b"fastray.worker")
-    _streams(stdout, stderr)
-    _signals()
+    for fd, target in ((stdout, 1), (stderr, 2)):
+        os.dup2(fd, target)
+        os.close(fd)
+    settle_fresh()
     _oom_score()
     _reseed()
     setup_error = None
     if environment:
         try:
-            _apply(environment)
+            setup = _apply(environment, segment, slot, control)
+            if setup is not None and setup.interpreter:
+                _go_on_fresh(setup, {"segment": segment, "slot": slot, "bell": bell, "control": control}, crashed)
         except Exception as error:  # its tasks say so
             setup_error = error
     import gc
@@ -50,15 +57,17 @@ def become_worker(loop: LocalScheduler, node_pid: int) -> None:
     main(segment, slot, bell, control, setup_error, crashed)
 
 
-def _streams(stdout: int, stderr: int) -> None:
+def settle_fresh() -> None:
+    """What a program's start undoes: name, streams, signals."""
+    name_process(b"fastray.worker")
     null = os.open(os.devnull, os.O_RDONLY)
-    for fd, target in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(fd, target)
-        os.close(fd)
+    os.dup2(null, 0)
+    os.close(null)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(line_buffering=True)
+    _signals()
 
 
 def _signals() -> None:
@@ -84,19 +93,59 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def _apply(blob: bytes) -> None:
-    """The job's environment, in a daemon; over it the runtime_env: environment variables, working directory."""
+def _apply(blob: bytes, segment: int, slot: int, control: int) -> Setup | None:
+    """The job's environment, in a daemon; over it the runtime_env. What takes more than variables and a directory is
+    fastray/runtime_envs/setup.py's.
+    """
     import pickle
 
     environment = pickle.loads(blob)
     job = environment.get("_job")
     if job:
         _become_part_of(job)
-    os.environ.update(environment.get("env_vars") or {})
+    variables = environment.get("env_vars") or {}
+    set_variables(variables)
     directory = environment.get("working_dir")
+    setup = None
+    if not is_plain(environment):
+        from fastray._native.session import session_of
+        from fastray.control import setting_up_message
+        from fastray.runtime_envs.setup import set_up
+
+        told = iter((setting_up_message(slot),))  # once
+        setup = set_up(environment, session_of(segment), lambda: [os.write(control, text) for text in told])
+        directory = setup.directory
+        front = setup.front
+        if setup.prefix:
+            os.environ["VIRTUAL_ENV"] = setup.prefix
+            os.environ["PATH"] = os.pathsep.join([f"{setup.prefix}/bin", os.environ.get("PATH", os.defpath)])
+    else:
+        front = [directory] if directory else []
     if directory:
         os.chdir(directory)
-        sys.path.insert(0, directory)
+    if front:
+        sys.path[:0] = front
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([*front, before] if before else front)
+    return setup
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    """As Ray: `${NAME}` is replaced by the variable NAME, by nothing when there is none."""
+    for name, text in variables.items():
+        if "$" in text:
+            import re
+
+            text = re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match.group(1), ""), os.path.expandvars(text))
+        os.environ[name] = text
+
+
+def _go_on_fresh(setup: Setup, settings: dict[str, Any], crashed: Sequence[int]) -> None:
+    import fastray.worker
+    from fastray.runtime_envs.fresh import become
+
+    names = ("driver_namespace", "driver_labels", "record_failures")
+    become(setup, {**settings, "crashed": list(crashed), **{name: getattr(fastray.worker, name) for name in names}})
 
 
 def _become_part_of(job: dict[str, Any]) -> None:

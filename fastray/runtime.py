@@ -80,14 +80,15 @@ class Runtime:
         self.local_groups: dict[bytes, tuple[list[dict[str, float]], str, str]] = {}  # local mode
         self._totals = attachment.resources()
         self._environments: dict[object, int] = {}
-        self._job_environment: RuntimeEnv | None = None
+        self.published: dict[object, str] = {}  # packages of this process's runtime_envs, see runtime_envs/publish.py
+        self.job_environment: RuntimeEnv | None = None
         if options is not None and options.runtime_env:
-            self._job_environment = parse_runtime_env(options.runtime_env)
+            self.job_environment = parse_runtime_env(options.runtime_env)
         elif attachment.own_environment():
-            self._job_environment = RuntimeEnv(
+            self.job_environment = RuntimeEnv(
                 _validate=False, **pickle.loads(attachment.function_blob(attachment.own_environment()))
             )
-            captured = self._job_environment.pop(GROUP, None)
+            captured = self.job_environment.pop(GROUP, None)
             self.captured_group = captured if isinstance(captured, bytes) else None
 
     @classmethod
@@ -184,7 +185,8 @@ class Runtime:
 
     def use_job_environment(self, job: dict[str, object]) -> None:
         """All tasks and actors from here carry `job`: what their workers have to have in common with this driver."""
-        self._job_environment = RuntimeEnv(_validate=False, **{**(self._job_environment or {}), JOB: job})
+        self.job_environment = RuntimeEnv(_validate=False, **{**(self.job_environment or {}), JOB: job})
+        self._publish(self.job_environment)
 
     def environment_of(self, options: TaskOptions) -> dict[str, object] | None:
         """What users gave as the runtime_env of a task: a part of what its result depends on."""
@@ -194,8 +196,8 @@ class Runtime:
     def _merged_environment(self, options: TaskOptions | ActorOptions) -> RuntimeEnv | None:
         """The runtime_env of the options over that of the job (in a task: of its parent)."""
         environment = options.runtime_env
-        if self._job_environment:
-            environment = (environment or RuntimeEnv()).merged_over(self._job_environment)
+        if self.job_environment:
+            environment = (environment or RuntimeEnv()).merged_over(self.job_environment)
         return environment
 
     def _environment(self, options: TaskOptions | ActorOptions, captured: bytes | None) -> int:
@@ -205,6 +207,7 @@ class Runtime:
             fields[GROUP] = captured
         if not fields:
             return 0
+        self._publish(fields)
         blob = pickle.dumps(fields)
         index = self._environments.get(blob)
         if index is None:
@@ -215,9 +218,12 @@ class Runtime:
             self._environments[blob] = index
         return index
 
-    def own_runtime_env(self) -> dict[str, object]:
-        """The runtime_env of this worker, as its user gave it."""
-        return {} if self._job_environment is None else self._job_environment.to_dict()
+    def _publish(self, fields: dict[str, Any]) -> None:
+        """In a cluster, the files that a runtime_env names go where other nodes find them."""
+        if self.session_path and ("working_dir" in fields or "py_modules" in fields):
+            from fastray.runtime_envs.publish import publish
+
+            publish(fields, self)
 
     # ---- cancelling ---------------------------------------------------------------------------------
 
@@ -245,14 +251,14 @@ class Runtime:
 
     def labels(self) -> dict[str, str]:
         """Those that the node was started with, and its id."""
-        job = self._job_environment.job() if self._job_environment else {}
+        job = self.job_environment.job() if self.job_environment else {}
         given = job.get("labels") if job else self.options.labels if self.options else self.driver_labels
         return {NODE_ID: self.node_id(), **(given if isinstance(given, dict) else {})}
 
     @property
     def session_path(self) -> str:
         """The session directory of the daemon whose node this is; "" of a private node."""
-        job = self._job_environment.job() if self._job_environment else {}
+        job = self.job_environment.job() if self.job_environment else {}
         return str(getattr(self.node, "path", "") or job.get("session", ""))
 
     def address(self) -> str:
@@ -395,6 +401,7 @@ def _start_node(
 
 def _attach(address: str, options: InitOptions) -> Runtime:
     """As a driver of a daemon's node, with a job of its own."""
+    global _current
     from fastray import attach
 
     options.check_attaching(address)
@@ -410,7 +417,12 @@ def _attach(address: str, options: InitOptions) -> Runtime:
     attachment.activate()
     runtime = Runtime(attachment, node, options)
     runtime.bell_fd = node.bell_fd
-    runtime.use_job_environment(attach.job_environment(node, options))
+    try:
+        runtime.use_job_environment(attach.job_environment(node, options))
+    except BaseException:  # its files are too large
+        _current = runtime
+        stop(quickly=True)
+        raise
     node.preload()
     return runtime
 

@@ -110,10 +110,8 @@ class RuntimeContext:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """The runtime_env of this worker (or of the driver)."""
-        options = self._runtime.options
-        if options is not None:
-            return dict(options.runtime_env or {})
-        return self._runtime.own_runtime_env()
+        environment = self._runtime.job_environment
+        return {} if environment is None else environment.to_dict()
 
     def get_placement_group_id(self) -> str | None:
         """36 hexadecimal digits of the placement group that the task runs in; None outside of one."""

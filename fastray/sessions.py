@@ -3,7 +3,8 @@
     runtime directory   FASTRAY_TMPDIR, else $XDG_RUNTIME_DIR/fastray, else /tmp/fastray-<uid>; holds sessions
     session directory   session-<port>, mode 0700: `lock` (held by the daemon as long as it lives), `node.sock`
                         (drivers attach there), `daemon.json` (about it), `daemon.log` (what it and nobody's tasks say),
-                        `agent.sock`, `auth_token` and `gcs.db*` (see docs/internals/cluster.md)
+                        `agent.sock`, `auth_token` and `gcs.db*` (see docs/internals/cluster.md), `env` (files of
+                        runtime_envs)
     name                session-<port> of a head whose port is given; session-<port>-<8 digits> of any other node
     stale               a session directory whose lock nobody holds: its daemon was killed
 
@@ -120,7 +121,16 @@ def clear(path: str) -> None:
     """Removes from a session directory what is its daemon's and not the cluster's."""
     for name in os.listdir(path):
         if name not in (LOCK, TOKEN, LOG) and not name.startswith(STORE):
-            os.unlink(os.path.join(path, name))
+            _remove_entry(os.path.join(path, name))
+
+
+def _remove_entry(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):  # files of runtime_envs
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
 
 
 def remove(path: str) -> None:
@@ -128,7 +138,7 @@ def remove(path: str) -> None:
     try:
         for name in os.listdir(path):
             if name != LOCK:
-                os.unlink(os.path.join(path, name))
+                _remove_entry(os.path.join(path, name))
         os.unlink(os.path.join(path, LOCK))  # last: until then nobody else can have it
         os.rmdir(path)
         base = os.path.dirname(path)

@@ -139,6 +139,11 @@ def main(
         from fastray.recovery.durable import open_log_here
 
         open_log_here()
+    environment = runtime.job_environment
+    if environment and "worker_process_setup_hook" in environment and setup_error is None:
+        from fastray.runtime_envs.hook import run_hook
+
+        setup_error = run_hook(environment)
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError
 

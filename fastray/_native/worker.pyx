@@ -66,6 +66,7 @@ cdef object log_call = None  # actors with checkpoints: called with the handle b
 cdef object after_call = None  # and after its end
 cdef uint32_t gpus = 0       # bit mask of the GPUs the tasks here see
 cdef object broken = None
+cdef bint refused = False    # a task has failed with it
 cdef list unfinished = []    # output streams with a line begun (logs.unfinished)
 
 
@@ -143,7 +144,8 @@ def watch_output(list streams):
 
 
 def refuse_tasks(error):
-    """This worker cannot work (its runtime_env failed): every task it claims fails with `error`."""
+    """This worker cannot work (its runtime_env failed): every task it claims fails with `error`. When there are no more it
+    leaves: the next one tries again."""
     global broken
     broken = error
 
@@ -176,7 +178,7 @@ def run():
             if p.self().revoke.load():
                 p.lease_is_over()
             continue
-        if p.self().exiting.load():
+        if p.self().exiting.load() or refused:
             return
         if p.lease_is_over():
             continue
@@ -239,7 +241,7 @@ cdef int execute(Handle h) except -1:
 
 
 cdef bint run_once(Handle h) except -1:
-    global current, current_name
+    global current, current_name, refused
     cdef bint again = False
     cdef Process* p = session.process
     cdef Record* r = &session.records[index_of(h)]
@@ -255,7 +257,8 @@ cdef bint run_once(Handle h) except -1:
         if p.self().gpus != gpus:
             use_gpus()
         if broken is not None:
-            raise broken
+            refused = True
+            raise broken.with_traceback(None)
         current = h
         current_name = f.name
         session.parent = index_of(h)

@@ -213,6 +213,11 @@ class Agent:
         if row is not None and row.state != RUNNING and self.job_ended is not None:
             self.job_ended(row.job_id)
 
+    def ended_jobs(self) -> set[int]:
+        """Numbers of those that the store remembers."""
+        with self.lock:
+            return {row.job_id for row in self._job_table.values() if row.state != RUNNING}
+
     def node_of_job(self, job: int) -> bytes:
         """The node where its driver is; b"" when nobody knows."""
         with self.lock:

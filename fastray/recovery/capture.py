@@ -15,6 +15,7 @@ import _pickle as pickle
 from fastray._native import replay as native
 from fastray.crash_report import task_id
 from fastray.exceptions import ReplayError
+from fastray.runtime_env import GROUP, JOB, PACKAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def capture(runtime: Runtime, handle: int) -> Lineage:
         raise ReplayError(f"cannot run {shown} again: {error}") from error.__cause__
     blob = runtime.attachment.function_blob(environment) if environment else None
     fields = pickle.loads(blob) if blob else {}
-    fields = {name: fields[name] for name in ("env_vars", "working_dir") if name in fields}  # not those of its job
+    fields = {name: value for name, value in fields.items() if name not in (JOB, GROUP, PACKAGES)}
     return Lineage(task_id(runtime.attachment.session_id, record_id), step, fields, attempts + 1, whole)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from fastray.runtime_envs.setup import Setup
+
 
 def replay(ref: Any, *, pdb: bool = False, from_constructor: bool = False) -> Any:
     """Runs the task that makes `ref` again, in this process; returns what it returns, raises what it raises.
@@ -141,18 +143,18 @@ def _rebuild(actor: Actor) -> Any:
 
 @contextlib.contextmanager
 def _environment(fields: dict[str, Any]) -> Iterator[None]:
-    """The runtime_env in this process, and afterwards what was before."""
-    variables = dict(fields.get("env_vars") or {})
-    directory = fields.get("working_dir")
-    before = {name: os.environ.get(name) for name in variables}
-    path, here = list(sys.path), os.getcwd() if directory else ""
-    if directory and not os.path.isdir(directory):
-        raise ReplayError(f"the task's working_dir {directory!r} is not there (any more)")
-    os.environ.update(variables)
-    if directory:
-        os.chdir(directory)
-        sys.path.insert(0, directory)
+    """The runtime_env in this process, and afterwards what was before. Packages of its requirements come first, but
+    modules that this program has imported already stay as they are."""
+    from fastray.node_child import set_variables
+
+    before = {name: os.environ.get(name) for name in fields.get("env_vars") or ()}
+    path, here, locks = list(sys.path), os.getcwd(), []
     try:
+        set_variables(fields.get("env_vars") or {})
+        setup = _set_up(fields)
+        locks += setup.locks
+        sys.path[:0] = [*setup.front, *setup.packages()]
+        os.chdir(setup.directory or here)
         yield
     finally:
         for name, value in before.items():
@@ -160,9 +162,21 @@ def _environment(fields: dict[str, Any]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if directory:
-            os.chdir(here)
-            sys.path[:] = path
+        for lock in locks:
+            os.close(lock)
+        os.chdir(here)
+        sys.path[:] = path
+
+
+def _set_up(fields: dict[str, Any]) -> Setup:
+    """Files are those that the task named, on this machine."""
+    from fastray.exceptions import RuntimeEnvSetupError
+    from fastray.runtime_envs.setup import set_up
+
+    try:
+        return set_up({name: value for name, value in fields.items() if name != "env_vars"})
+    except RuntimeEnvSetupError as error:
+        raise ReplayError(f"the task's runtime_env cannot be set up here: {error}") from error
 
 
 @contextlib.contextmanager

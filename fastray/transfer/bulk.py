@@ -5,6 +5,8 @@
     chunk     CHUNK bytes of that: one record batch with one column of uint8, which views the store: the sender copies
               nothing itself. The receiver copies each chunk once, to its place in its own store
 
+    package   the ticket of a file of a runtime_env is its digest (packages.py)
+
 A large value is fetched by PARALLEL streams of its parts. The record is held for the receiver by the link (csrc/link.h)
 as long as it fetches. A fetch that fails is the router's to give up: the value is computed again.
 
@@ -36,8 +38,11 @@ TICKET = struct.Struct("<QQQ")
 class Bulk:
     """`done(peer, value, complete)` is called on a thread of its own when a fetch ends."""
 
-    def __init__(self, host: str, token: str, done: Callable[[Peer, native.BulkValue, bool], None]) -> None:
+    def __init__(
+        self, host: str, token: str, done: Callable[[Peer, native.BulkValue, bool], None], session_path: str
+    ) -> None:
         self._host = host
+        self._session_path = session_path
         self._token = token
         self._done = done
         self._server: Any = None
@@ -52,7 +57,7 @@ class Bulk:
         def start() -> None:
             from fastray.transfer.flight import StoreServer
 
-            self._server = StoreServer(self._host, self._token)
+            self._server = StoreServer(self._host, self._token, self._session_path)
             ready(f"{self._host}:{self._server.port}")
 
         threading.Thread(target=start, name="fastray-flight", daemon=True).start()
@@ -74,7 +79,7 @@ class Bulk:
         try:
             if not peer.flight.wait(ADDRESS_WAIT_S):
                 raise TimeoutError(f"node {peer.node_id.hex()} did not say where its store is served")
-            client = self._client(peer.flight_address)
+            client = self.client(peer.flight_address)
             buffers = value.buffers()
             total = sum(buffer.nbytes for buffer in buffers)
             parts = [
@@ -90,7 +95,8 @@ class Bulk:
         finally:
             self._done(peer, value, complete)
 
-    def _client(self, address: str) -> Any:
+    def client(self, address: str) -> Any:
+        """A StoreClient of the node whose store is served there."""
         with self._lock:
             client = self._clients.get(address)
             if client is None:

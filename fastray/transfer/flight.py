@@ -5,6 +5,9 @@ Who asks without the cluster's token is refused by the middleware, before a tick
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 from typing import Any
 
 import numpy
@@ -13,6 +16,7 @@ import pyarrow.flight as flight  # type: ignore[import-untyped]
 
 from fastray._native import link as native
 from fastray.gcs import auth
+from fastray.runtime_envs.store import FOLDER
 from fastray.transfer.bulk import CHUNK, TICKET, slices
 
 TYPE_CHECKING = False
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA = pyarrow.schema([("bytes", pyarrow.uint8())])
+PACKAGE = re.compile(rb"[0-9a-f]{32}")
 AUTHORIZATION = "authorization"
 
 
@@ -37,22 +42,33 @@ class _Gate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
 
 class StoreServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Serves sealed values of this process's node, straight from the store."""
+    """Serves sealed values of this process's node, straight from the store, and packages of its session directory."""
 
-    def __init__(self, host: str, token: str) -> None:
+    def __init__(self, host: str, token: str, session_path: str) -> None:
         auth.check_bind(host, token)
+        self._packages = os.path.join(session_path, FOLDER)
         name = f"[{host}]" if ":" in host else host
         super().__init__(f"grpc+tcp://{name}:0", middleware={"token": _Gate(token)})
 
     def do_get(self, context: Any, ticket: Any) -> Any:
+        if PACKAGE.fullmatch(ticket.ticket):
+            return flight.GeneratorStream(SCHEMA, _batches([self._package(ticket.ticket.decode())]))
         if len(ticket.ticket) != TICKET.size:
-            raise flight.FlightServerError("a ticket is 24 bytes")
+            raise flight.FlightServerError("a ticket is 24 bytes, or the digest of a package")
         handle, first, size = TICKET.unpack(ticket.ticket)
         try:
             views = slices(native.payload_parts(handle), first, size)
         except KeyError as error:
             raise flight.FlightServerError(str(error)) from None
         return flight.GeneratorStream(SCHEMA, _batches(views))
+
+
+    def _package(self, digest: str) -> memoryview:
+        try:
+            with open(os.path.join(self._packages, f"{digest}.zip"), "rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise flight.FlightServerError(f"no package {digest} here: {error.strerror}") from None
 
 
 def _batches(views: list[memoryview]) -> Iterator[Any]:
@@ -85,3 +101,10 @@ class StoreClient:
                     target, at = target + 1, 0
         if got != size:
             raise OSError(f"{got:,} of {size:,} bytes came")
+
+    def read_package(self, digest: str, path: str) -> None:
+        """Writes the package to the file `path`. Raises when the node has none, or the connection breaks."""
+        reader = self._client.do_get(flight.Ticket(digest.encode()), self._options)
+        with open(path, "wb") as file:
+            for chunk in reader:
+                file.write(chunk.data.column(0).buffers()[1])

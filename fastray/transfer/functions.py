@@ -18,7 +18,9 @@ import msgspec
 
 from fastray._native import link as native
 from fastray._native.actors import register_actor, release_actor
-from fastray.runtime_env import JOB
+from fastray.runtime_env import JOB, PACKAGES
+from fastray.runtime_envs.publish import name_it
+from fastray.runtime_envs.store import session_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,6 +152,8 @@ class Functions:
         environment = pickle.loads(pickled)
         if environment.get(JOB):
             environment[JOB] = {**environment[JOB], "environ": dict(os.environ), "labels": {}, "session": self._path}
+        for digest, _ in environment.get(PACKAGES, {}).values():
+            name_it(session_store(self._path), digest, job)
         blob = pickle.dumps(environment)
         return self._attachment.register_function(
             blob, _digest(blob), "runtime_env", FLAG_ENVIRONMENT, 0, 0, 0, 0, owner_job=job

@@ -44,6 +44,7 @@ from fastray.transfer.bulk import Bulk
 from fastray.transfer.copies import Copies
 from fastray.transfer.functions import Definition, Functions, Wishes
 from fastray.transfer.names import Names
+from fastray.transfer.packages import Packages
 from fastray.transfer.peer import Peer, error_of, number_of
 from fastray.transfer.remote_logs import LogForwarder
 from fastray.transfer.stream import Client, Server, Stream
@@ -80,7 +81,8 @@ class Router:
         self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
-        self._bulk = Bulk(agent.host, agent.token, self._bulk_done)
+        self._bulk = Bulk(agent.host, agent.token, self._bulk_done, agent.path)
+        self._packages = Packages(agent, self._bulk, lambda: list(self.peers.values()))
         self._flight_address = ""
         agent.attachment.activate()
         self._functions = Functions(agent.attachment, agent.path)
@@ -301,6 +303,7 @@ class Router:
         """Its driver, on another node, is gone: what works for it here ends."""
         if self.agent.node_of_job(job) != self.agent.node_id:
             self._say(job_over_message(job))
+        self._packages.job_ended()
 
     def _forward_log(self, job: int, pid: int, stream: int, text: bytes) -> None:
         with self.lock:

@@ -83,7 +83,7 @@ def test_a_working_directory_is_where_the_task_runs_and_imports_from(tmp_path):
         ({"working_dir": 3}, TypeError),
         ({"working_dir": "/no/such/folder"}, ValueError),
         ({"working_dir": "s3://bucket/x.zip"}, RuntimeEnvSetupError),
-        ({"pip": ["numpy"]}, RuntimeEnvSetupError),
+        ({"pip": {"no packages": []}}, ValueError),
         ({"conda": "base"}, RuntimeEnvSetupError),
         ("env", TypeError),
         ({3: 4}, TypeError),
@@ -183,7 +183,7 @@ def test_a_wrong_environment_of_a_job_starts_nothing(run_program):
         for environment, kind in (
             ({"env_vars": {"A": 1}}, TypeError),
             ({"working_dir": "/no/such/folder"}, ValueError),
-            ({"pip": ["x"]}, fastray.exceptions.RuntimeEnvSetupError),
+            ({"conda": "x"}, fastray.exceptions.RuntimeEnvSetupError),
         ):
             try:
                 fastray.init(num_cpus=1, runtime_env=environment)

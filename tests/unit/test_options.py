@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 
 import pytest
 
@@ -308,8 +310,33 @@ def test_relative_directories_become_absolute(tmp_path, monkeypatch):
         ({"working_dir": 1}, OptionTypeError),
         ({"working_dir": "no/such/directory"}, InvalidOptionError),
         ({"working_dir": "s3://bucket/x.zip"}, RuntimeEnvSetupError),
-        ({"pip": ["x"]}, RuntimeEnvSetupError),
-        ({"py_modules": ["."]}, RuntimeEnvSetupError),
+        ({"working_dir": __file__}, InvalidOptionError),
+        ({"conda": "base"}, RuntimeEnvSetupError),
+        ({"image_uri": "x"}, RuntimeEnvSetupError),
+        ({"py_modules": "."}, OptionTypeError),
+        ({"py_modules": [1]}, OptionTypeError),
+        ({"py_modules": ["no/such/module"]}, InvalidOptionError),
+        ({"py_modules": ["s3://bucket/x.zip"]}, RuntimeEnvSetupError),
+        ({"py_modules": [sys]}, InvalidOptionError),
+        ({"excludes": "a"}, OptionTypeError),
+        ({"pip": 1}, OptionTypeError),
+        ({"pip": [1]}, OptionTypeError),
+        ({"pip": "no/such/requirements.txt"}, InvalidOptionError),
+        ({"pip": {"pip_check": True}}, InvalidOptionError),
+        ({"pip": {"packages": ["x"], "pip_chek": True}}, InvalidOptionError),
+        ({"pip": {"packages": ["x"], "pip_check": 1}}, OptionTypeError),
+        ({"pip": {"packages": ["x"], "pip_version": 22}}, OptionTypeError),
+        ({"pip": {"packages": ["x"], "pip_install_options": "--no-index"}}, OptionTypeError),
+        ({"uv": {"packages": ["x"], "pip_check": True}}, InvalidOptionError),
+        ({"pip": ["x"], "uv": ["y"]}, InvalidOptionError),
+        ({"config": 1}, OptionTypeError),
+        ({"config": {"setup_timeout_seconds": "1"}}, OptionTypeError),
+        ({"config": {"setup_timeout_seconds": 0}}, InvalidOptionError),
+        ({"worker_process_setup_hook": 1}, OptionTypeError),
+        ({"worker_process_setup_hook": "function"}, InvalidOptionError),
+        ({"py_executable": 1}, OptionTypeError),
+        ({"py_executable": ""}, InvalidOptionError),
+        ({"py_executable": "python '"}, InvalidOptionError),
         ({1: 2}, OptionTypeError),
     ],
 )
@@ -319,6 +346,67 @@ def test_bad_runtime_envs_are_refused(fields, error):
     assert type(caught.value) is error
     with pytest.raises(error):
         parse_task_options({"runtime_env": fields})
+
+
+def test_requirements_are_a_list_however_they_are_given(tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text("# a comment\nsix\n\n  idna==3.4  \nsix\n")
+    expected = {"packages": ["six", "idna==3.4"]}
+    for given in (str(path), {"packages": str(path)}, ["six", "idna==3.4", "six"]):
+        for field in ("pip", "uv"):
+            assert RuntimeEnv(**{field: given}) == {field: expected}
+    options = {"packages": ["six"], "pip_check": True, "pip_version": "==23.0", "pip_install_options": ["-q"]}
+    assert RuntimeEnv(pip=options).pip_config() == options
+    assert RuntimeEnv(pip=[]) == RuntimeEnv(uv=[]) == RuntimeEnv(py_modules=[]) == RuntimeEnv(excludes=[]) == {}
+
+
+def test_modules_become_paths(tmp_path, monkeypatch):
+    import json as package
+    import json.decoder as single
+
+    assert RuntimeEnv(py_modules=[package, single]).py_modules() == [package.__path__[0], single.__file__]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "library").mkdir()
+    (tmp_path / "given.whl").write_bytes(b"")
+    assert RuntimeEnv(py_modules=["library", tmp_path / "given.whl"]).py_modules() == [
+        str(tmp_path / "library"), str(tmp_path / "given.whl"),
+    ]  # fmt: skip
+
+
+def test_the_key_of_a_runtime_env_looks_at_no_file(tmp_path, monkeypatch):
+    (tmp_path / "job.zip").write_bytes(b"one")
+    fields = {"working_dir": str(tmp_path / "job.zip"), "py_modules": [str(tmp_path)], "pip": ["x"]}
+    one, same = RuntimeEnv(**fields), RuntimeEnv(**fields)
+    (tmp_path / "job.zip").write_bytes(b"another")
+    other = RuntimeEnv(**fields)
+    for name in ("stat", "scandir", "listdir", "open"):
+        monkeypatch.setattr(os, name, None)
+    assert one.key() == same.key() != other.key()
+    assert hash(one.key()) == hash(same.key())
+
+
+def test_what_is_private_is_not_shown(tmp_path):
+    (tmp_path / "job.zip").write_bytes(b"")
+    env = RuntimeEnv(working_dir=str(tmp_path / "job.zip"), worker_process_setup_hook=lambda: None)
+    assert env.to_dict() == {
+        "working_dir": str(tmp_path / "job.zip"), "worker_process_setup_hook": "<lambda>",
+    }  # fmt: skip
+    assert parse_runtime_env(dict(env)) == env  # a plain dict of it is as good
+    assert pickle.loads(pickle.dumps(env)) == env
+
+
+def test_fields_that_exclude_each_other_do_so_between_job_and_task():
+    job = RuntimeEnv(pip=["a"], worker_process_setup_hook=lambda: None)
+    assert "pip" not in RuntimeEnv(uv=["b"]).merged_over(job)
+    merged = RuntimeEnv(worker_process_setup_hook="module.function").merged_over(job)
+    assert merged["worker_process_setup_hook"] == "module.function"
+    assert "_hook" not in merged
+    assert merged["pip"] == {"packages": ["a"]}
+    env = RuntimeEnv()
+    env.set("env_vars", {"A": "1"})
+    assert env == {"env_vars": {"A": "1"}}
+    with pytest.raises(OptionTypeError):
+        env.set("env_vars", {"A": 1})
 
 
 def test_unknown_fields_warn_and_stay():
