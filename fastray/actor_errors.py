@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 
 from fastray.crash_errors import describe_events, describe_process
-from fastray.exceptions import ActorDiedError, ActorUnavailableError
+from fastray.exceptions import ActorDiedError, ActorUnavailableError, RuntimeEnvSetupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ def read_report(data: bytes, actor_id_of: int, method: str) -> ActorReport:
     )  # fmt: skip
 
 
+class ActorSetupError(ActorDiedError, RuntimeEnvSetupError):
+    """The actor is dead since its runtime_env could not be set up: Ray's calls raise RuntimeEnvSetupError then."""
+
+
 def died_error(report: ActorReport) -> ActorDiedError:
     """The error of a call to an actor that is dead for good."""
     message = report.describe()
@@ -131,7 +135,8 @@ def died_error(report: ActorReport) -> ActorDiedError:
         message += f"\n{report.cause}"
     elif report.why == CRASHED and report.max_restarts == 0:
         message += "\nIt was not to be restarted: max_restarts=... starts it again, max_task_retries=... its calls."
-    error = ActorDiedError(report.cause, actor_id=report.actor_id, error_msg=message)
+    kind = ActorSetupError if isinstance(report.cause, RuntimeEnvSetupError) else ActorDiedError
+    error = kind(report.cause, actor_id=report.actor_id, error_msg=message)
     error.report = report
     return error
 

@@ -11,7 +11,6 @@ import signal
 import sys
 
 from fastray._native.node import LocalScheduler, die_with_parent, name_process
-from fastray.runtime_env import is_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,6 +97,8 @@ def _apply(blob: bytes, segment: int, slot: int, control: int) -> Setup | None:
     fastray/runtime_envs/setup.py's.
     """
     import pickle
+
+    from fastray.runtime_env import is_plain
 
     environment = pickle.loads(blob)
     job = environment.get("_job")

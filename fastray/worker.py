@@ -147,7 +147,8 @@ def main(
     if setup_error is not None:
         from fastray.exceptions import RuntimeEnvSetupError
 
-        native.refuse_tasks(RuntimeEnvSetupError(f"the runtime_env of this task failed: {setup_error}"))
+        setup_error = RuntimeEnvSetupError(f"the runtime_env of this task failed: {setup_error}")
+        native.refuse_tasks(setup_error)
     gc.unfreeze()
     if attachment.is_actor():
         from fastray.actor_worker import serve

@@ -300,3 +300,23 @@ def test_the_node_knows_that_it_is_in_a_cluster():
 
     assert current_runtime().attachment.clustered
     assert native.ROUTE_CLASS != native.FETCH_CLASS
+
+
+def test_drivers_that_come_one_after_the_other_have_their_functions_there(cluster, run_program):
+    """The same function, at the same place of the table, is another one in the next job."""
+    run_program(
+        """
+        import sys
+        import fastray
+
+        @fastray.remote(resources={"far": 0.01}, num_cpus=0)
+        def far(n):
+            return n + 1
+
+        for n in range(12):
+            fastray.init(address=sys.argv[1])
+            assert fastray.get(far.remote(n), timeout=60) == n + 1
+            fastray.shutdown()
+        """,
+        cluster.address,
+    )

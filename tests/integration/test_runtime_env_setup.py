@@ -7,6 +7,7 @@ No test needs a network: wheels are made by hand.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -206,8 +207,10 @@ def test_what_cannot_be_installed_fails_every_task_and_the_next_one_tries_again(
         def look(self):
             return 1
 
-    with pytest.raises(fastray.exceptions.ActorDiedError, match="No matching distribution"):
+    with pytest.raises(RuntimeEnvSetupError, match="No matching distribution") as caught:
         get(Actor.remote().look.remote())
+    assert isinstance(caught.value, fastray.exceptions.ActorDiedError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     wheel(where, "fastray_missing", text="value = 'there now'\n")
     # workers that refused its tasks leave when there are no more
     assert eventually(lambda: get(_value_or_none(task, "fastray_missing")) == ["there now"])
