@@ -122,7 +122,8 @@ void LocalScheduler::look(int64_t now) {
 
 // Tasks of such a runtime_env wait: workers forked for them now would only wait too.
 bool LocalScheduler::is_being_set_up(uint32_t env) const {
-  return env != 0 && std::any_of(workers_.begin(), workers_.end(), [&](const Worker& w) { return w.used && w.setting_up == env; });
+  auto prepares = [&](const Worker& w) { return w.used && w.setting_up == env; };
+  return any_setting_up_ && env != 0 && std::any_of(workers_.begin(), workers_.end(), prepares);
 }
 
 bool LocalScheduler::look_at_classes() {
@@ -168,9 +169,11 @@ bool LocalScheduler::look_at_classes() {
 
 bool LocalScheduler::look_at_workers(int64_t now) {
   bool moved = false;
+  any_setting_up_ = false;
   for (uint32_t slot = 1; slot < workers_.size(); ++slot) {
     Worker& w = workers_[slot];
     if (!w.used) continue;
+    any_setting_up_ = any_setting_up_ || w.setting_up != 0;
     Proc& p = segment_.proc(slot);
     if (p.state.load(std::memory_order_acquire) != kProcAlive) continue;  // SYNC POINT: proc-alive
     if (w.heartbeat == 0) {

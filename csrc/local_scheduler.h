@@ -308,6 +308,7 @@ class LocalScheduler {
   std::unique_ptr<SchedulerState> state_;
   Watchdog watchdog_;
   std::vector<Worker> workers_;  // by slot
+  bool any_setting_up_ = false;
   std::vector<ClassSeen> classes_;
   std::vector<ActorSeen> actors_;
   int64_t actors_due_ = INT64_MAX;  // the first `start_at` that is waited for

@@ -294,6 +294,7 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
     case Control::kSettingUp:
       if (m.slot >= workers_.size() || !workers_[m.slot].used) return;
       workers_[m.slot].setting_up = segment_.proc(m.slot).runtime_env;
+      any_setting_up_ = true;
       return state_->worker_blocked(m.slot, true);
     case Control::kKillWorker:
       if (m.slot < workers_.size() && workers_[m.slot].used && workers_[m.slot].pid > 0)

@@ -157,6 +157,20 @@ def is_plain(fields: Mapping[str, object]) -> bool:
     return fields.keys() <= PLAIN and os.path.isdir(str(fields.get("working_dir") or "/"))
 
 
+class RuntimeEnvConfig(dict[str, object]):
+    """The field `config`: how long each step of an installation may take (-1: no limit). The others are accepted, and
+    change nothing. Matches `ray.runtime_env.RuntimeEnvConfig`.
+    """
+
+    def __init__(
+        self, setup_timeout_seconds: int = 600, eager_install: bool = True, log_files: list[str] | None = None
+    ) -> None:
+        super().__init__(
+            setup_timeout_seconds=setup_timeout_seconds, eager_install=eager_install, log_files=log_files or []
+        )
+        _checked({"config": self})
+
+
 def _restored(fields: dict[str, object]) -> RuntimeEnv:
     return RuntimeEnv(_validate=False, **fields)
 

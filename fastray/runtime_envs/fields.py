@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 ARCHIVES = (".whl", ".zip")
-TIMEOUT_S = 600  # as Ray's
 CONFIG = {"setup_timeout_seconds": int, "eager_install": bool, "log_files": list}
 
 
@@ -142,7 +141,7 @@ def _config(value: object) -> dict[str, object]:
     for name, kind in CONFIG.items():
         if name in value and (not isinstance(value[name], kind) or (kind is int and value[name] is True)):
             raise _type_error(f"config']['{name}", f"a {kind.__name__}", value[name])
-    timeout = value.get("setup_timeout_seconds", TIMEOUT_S)
+    timeout = value.get("setup_timeout_seconds", 1)
     if timeout <= 0 and timeout != -1:
         raise _value_error("config", f"has setup_timeout_seconds={timeout}: it is more than zero, or -1 for no limit")
     return dict(value)

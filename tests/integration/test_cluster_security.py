@@ -326,8 +326,11 @@ def test_random_frames_do_no_harm(cluster, stranger):
 
 @pytest.mark.parametrize(
     "ticket",
-    [b"", b"x" * 23, bytes(24), TICKET.pack(2**64 - 1, 0, 8), TICKET.pack(1, 2**63, 2**63), pickle.dumps(1) * 5],
-    ids=["empty", "short", "nothing", "no record", "far out", "a pickle"],
+    [
+        *(b"", b"x" * 23, bytes(24), TICKET.pack(2**64 - 1, 0, 8), TICKET.pack(1, 2**63, 2**63), pickle.dumps(1) * 5),
+        *(b"0" * 32, b"../auth_token" + b"\0" * 19),
+    ],
+    ids=["empty", "short", "nothing", "no record", "far out", "a pickle", "no package", "a path"],
 )
 def test_a_ticket_that_names_nothing_is_refused(cluster, ticket):
     before = lives(cluster)
