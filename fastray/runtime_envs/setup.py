@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROBE_WAIT_S, TIMEOUT_S = 60.0, 600.0  # the second is Ray's
-FOR_EVER_S = 1e9
+FOR_EVER_S = 1e6
 ARCHIVES = (".zip", ".whl")
 DIGEST_BYTES = 16
 

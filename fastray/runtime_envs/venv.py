@@ -37,7 +37,9 @@ LOG, REQUIREMENTS = "install.log", "requirements.txt"
 NOT_FOR_PIP = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH")
 
 
-def environment(field: str, spec: dict[str, Any], timeout_s: float | None, wait: Callable[[], object]) -> tuple[str, int]:
+def environment(
+    field: str, spec: dict[str, Any], timeout_s: float | None, wait: Callable[[], object]
+) -> tuple[str, int]:
     """(path, descriptor that keeps it) of the environment with what `spec` asks for, made now if there is none.
 
     Raises RuntimeEnvSetupError with the end of what pip said, when it failed here or in a process that was first.
