@@ -197,6 +197,7 @@ void Link::sweep() {
     bool alive = word_gen(w) == gen_of(h);
     if (!alive || (!held.mirror && state_of(w) == kLost)) {
       release_there(held.remote, held.count);
+      if (!held.mirror) gone_.push_back(h);
       auto mirror = mirrors_.find(held.remote);
       if (mirror != mirrors_.end() && mirror->second == h) mirrors_.erase(mirror);
       it = held_.erase(it);
@@ -404,6 +405,7 @@ void Link::down(const std::string& error) {
     Record& r = segment_.record(h);
     if (word_gen(r.state.load(std::memory_order_acquire)) != gen_of(h)) continue;
     process_.ask_for(h);
+    if (!held.mirror) gone_.push_back(h);
     if (!held.mirror) {
       if (process_.unask(h)) process_.recover(h);
       continue;

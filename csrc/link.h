@@ -133,6 +133,9 @@ class Link {
   void have_copy(Handle mirror);
   // Records of ours that are away, and of which the peer has a copy.
   std::vector<Copy> take_copies() { return std::move(copies_); }
+  // Records of ours whose value has come to be away there; and those that are not any more.
+  std::vector<Handle> take_moved() { return std::move(moved_); }
+  std::vector<Handle> take_gone() { return std::move(gone_); }
   // Before down(): what only the peer had is to come from this copy. False: it is not away there.
   bool switch_to(const Copy& copy);
   bool finish_bulk(const Bulk& bulk, bool complete);
@@ -261,7 +264,7 @@ class Link {
   std::vector<Bulk> bulk_;
   std::unordered_map<Handle, Handle> fetched_copies_;  // asked for -> the copy there
   std::vector<Copy> elsewhere_, copies_;
-  std::vector<Handle> orphans_;
+  std::vector<Handle> orphans_, moved_, gone_;
   std::vector<std::pair<Handle, uint64_t>> cancels_;
   std::unordered_map<Handle, uint32_t> streams_;  // exported streams with a limit -> consumed, as told
   std::unordered_map<Handle, Hosted> hosted_;  // by its creation

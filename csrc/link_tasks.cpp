@@ -340,6 +340,7 @@ void Link::finish_away(Handle task, uint32_t value, Reader& in) {
   Away away{peer_, ref.handle, ref.bytes};
   Handle h = value == kWholeTask ? task : Process::promise_handles(segment_, segment_.record(task))[value];
   hold_remote(h, ref.handle, false);
+  moved_.push_back(h);
   if (value == kWholeTask)
     (void)process_.seal_away(task, away);
   else if (!process_.seal_promise_away(h, away))

@@ -68,6 +68,8 @@ cdef extern from "link.h" namespace "fastray" nogil:
         cbool mirrors(Handle h)
         void have_copy(Handle mirror)
         vector[Copy] take_copies()
+        vector[Handle] take_moved()
+        vector[Handle] take_gone()
         cbool switch_to(const Copy& copy)
         void send_message(const string& body)
         string export_ref(Handle h)

@@ -43,7 +43,7 @@ from fastray._native.cpp cimport (
 )
 from fastray._native.cpp_link cimport Bulk, Cancel, Copy, Ended, LocalFunction, Stop
 from fastray._native.cpp_link cimport Link as CLink
-from fastray._native.object_ref cimport session
+from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
 
 from fastray._native.actors import index_of_name
 
@@ -178,6 +178,15 @@ def wait(list classes, uint32_t seen, double timeout_s):
     with nogil:
         session.process.sleep_for_classes(watched.data(), watched.size(), seen, timeout_ns)
     session.process.sweep()
+
+
+def describe_away(Handle h):
+    """(id of the object, bytes) of a record of this node that is away, or was a moment ago; None when it is gone."""
+    cdef Record* r = &session.records[index_of(h)]
+    if word_gen(r.state.load()) != gen_of(h):
+        return None
+    cdef ObjectRef ref = make_held_ref(h)
+    return (ref.binary(), Process.away_of(r[0]).bytes) if session.process.is_away(h) else None
 
 
 def is_away(Handle h):
@@ -438,6 +447,14 @@ cdef class Link:
         for c in self.link.take_copies():
             copies.append((c.h, c.node, c.there))
         return copies
+
+    def take_moved(self):
+        """Records of ours whose value has come to be away there."""
+        return list(self.link.take_moved())
+
+    def take_gone(self):
+        """Records of ours that are not away there any more: lost, or nobody's."""
+        return list(self.link.take_gone())
 
     def switch_to(self, Handle h, uint64_t node, Handle there):
         """What is away at the peer comes from this copy; False when it is not away there."""

@@ -74,10 +74,13 @@ class JobEnd(Command, tag="job.end"):
 
 
 class ObjectsAdd(Command, tag="object.add"):
-    """Copies on the node of `epoch`: (object id, bytes, id of the task that makes it)."""
+    """Copies on the node of `epoch`: (object id, bytes, id of the task that makes it). `owner`: epoch of the node that
+    owns them, with which their rows end.
+    """
 
     epoch: int
     objects: list[tuple[bytes, int, bytes]]
+    owner: int = 0
 
 
 class ObjectsEvict(Command, tag="object.evict"):
@@ -103,6 +106,12 @@ class ObjectsWatch(Command, tag="object.watch"):
     """As ObjectsLocate; for an id without a copy a callback is left: one event "object" to this client."""
 
     ids: list[bytes]
+
+
+class ObjectsList(Command, tag="object.list"):
+    """[(object id, bytes, [ids of nodes that have it], task)], at most `limit`, the largest first."""
+
+    limit: int = 100
 
 
 class ObjectsUnwatch(Command, tag="object.unwatch"):
@@ -281,6 +290,7 @@ AnyCommand = Union[
     ObjectsEvict,
     ObjectsDelete,
     ObjectsLocate,
+    ObjectsList,
     ObjectsWatch,
     ObjectsUnwatch,
     TasksReport,

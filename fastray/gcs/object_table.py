@@ -5,12 +5,14 @@
     callback    left by a client that asks for an object without a copy (Figure 7b, step 2); the first copy
                 calls it, once (step 5). It is lost with the server, and left again by the client
     lost        an object whose last copy died; its row names the task that makes it. LOST_MAX are kept
+    owner       the epoch of the node that owns it, if anybody said; the row ends with it
 
 Called by tables.py; `sweep` from time to time after a death.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -40,7 +42,7 @@ class ObjectTable(Table[Object]):
         for key, size, task in command.objects:
             row = self.rows.get(key)
             if row is None:
-                row = Object(size, [command.epoch], task)
+                row = Object(size, [command.epoch], task, command.owner)
             else:
                 living = self._nodes.by_epoch
                 row.locations = [e for e in row.locations if e in living and e != command.epoch]
@@ -99,8 +101,19 @@ class ObjectTable(Table[Object]):
     def sweep(self, changes: Changes, objects_max: int) -> None:
         for key in islice(self._sweep, objects_max):
             row = self.rows.get(key)
-            if row is not None:
+            if row is not None and row.owner and row.owner not in self._nodes.by_epoch:
+                self.drop(changes, key)
+            elif row is not None:
                 self._note_if_lost(key, row, changes)
+
+    def largest(self, limit: int) -> list[tuple[bytes, int, list[bytes], bytes]]:
+        """(id, bytes, ids of nodes, task) of the largest objects."""
+        keys = heapq.nlargest(limit, self.rows, key=lambda key: self.rows[key].size)
+        found = []
+        for key in keys:
+            size, nodes, task = self._found(self.rows[key])
+            found.append((key, size, nodes, task))
+        return found
 
     def _note_if_lost(self, key: bytes, row: Object, changes: Changes) -> None:
         if any(epoch in self._nodes.by_epoch for epoch in row.locations):

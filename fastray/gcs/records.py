@@ -56,6 +56,7 @@ class Object(Row):
     size: int
     locations: list[int]
     task: bytes = b""  # the task that makes it: its lineage
+    owner: int = 0  # epoch of the node that owns it: the row ends with that
 
 
 class Task(Row):

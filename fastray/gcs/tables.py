@@ -240,6 +240,7 @@ class GlobalState:
             c.ObjectsEvict: lambda m, x, ch: self.objects.evict(m, ch),
             c.ObjectsDelete: lambda m, x, ch: self.objects.delete(m, ch),
             c.ObjectsLocate: lambda m, x, ch: self.objects.locate(m.ids),
+            c.ObjectsList: lambda m, x, ch: self.objects.largest(m.limit),
             c.ObjectsWatch: lambda m, x, ch: self.objects.watch(m.ids, x),
             c.ObjectsUnwatch: lambda m, x, ch: self.objects.unwatch(m.ids, x.client),
             c.TasksReport: lambda m, x, ch: self.tasks.report(m, ch),

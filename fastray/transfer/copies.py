@@ -13,12 +13,14 @@ from fastray._native import link as native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from fastray.transfer.locations import Locations
     from fastray.transfer.peer import Peer
 
 
 class Copies:
-    def __init__(self, peers: dict[int, Peer]) -> None:
+    def __init__(self, peers: dict[int, Peer], locations: Locations) -> None:
         self._peers = peers
+        self._locations = locations
         self._known: dict[int, tuple[int, int]] = {}  # record of ours -> number of the node, copy there
 
     def after(self, peer: Peer) -> None:
@@ -34,6 +36,7 @@ class Copies:
             self._ask_owner(handle)
         for handle, number, there in peer.link.take_copies():
             self._known[handle] = number, there
+            self._locations.has(handle, peer.row.epoch)
 
     def _ask_owner(self, handle: int) -> None:
         if not native.is_wanted(handle):

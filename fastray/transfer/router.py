@@ -43,6 +43,7 @@ from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.copies import Copies
 from fastray.transfer.functions import Definition, Functions, Wishes
+from fastray.transfer.locations import Locations
 from fastray.transfer.names import Names
 from fastray.transfer.packages import Packages
 from fastray.transfer.peer import Peer, error_of, number_of
@@ -87,7 +88,8 @@ class Router:
         agent.attachment.activate()
         self._functions = Functions(agent.attachment, agent.path)
         self._names = Names(self)
-        self._copies = Copies(self.peers)
+        self._locations = Locations(agent)
+        self._copies = Copies(self.peers, self._locations)
         self._trace = trace.from_environment()
         agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
@@ -202,6 +204,7 @@ class Router:
             self._copies.leaving(peer)
             peer.down(error_of(native.AGENT_ERROR, error))
             self._copies.after(peer)
+            self._locations.look(peer)
             for creation, why in peer.link.take_ended():
                 self._say(actor_ended_message(creation, why))
         native.wake()
@@ -253,7 +256,10 @@ class Router:
         for peer in list(self.peers.values()):
             if sweep:
                 peer.link.sweep()
+                self._locations.look(peer)
             self._after(peer)
+        if sweep:
+            self._locations.tell()
         return classes
 
     def _after(self, peer: Peer) -> None:
@@ -281,6 +287,7 @@ class Router:
         with self.lock:
             if peer.link.finish_bulk(value, complete):
                 self._copies.arrived(value.local)
+                self._locations.has(value.local, self.agent.epoch)
             self._copies.after(peer)
             peer.flush()
 

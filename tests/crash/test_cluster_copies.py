@@ -156,6 +156,36 @@ def test_values_that_hold_references_arrive_with_them(cluster, tmp_path):
     assert get(get(ref)[1][1]) == "small"
 
 
+def test_the_stores_object_table_knows_where_values_are(cluster, tmp_path):
+    from fastray.cluster.launch import find_token
+    from fastray.gcs import commands
+    from fastray.gcs.client import GcsClient
+
+    head = cluster.head_node
+    store = GcsClient(head.address, find_token(head.address, head.session_path))
+
+    def nodes_of(key):
+        found = store.call(commands.ObjectsLocate([key]))[0]
+        return None if found is None else sorted(node.hex() for node in found[1])
+
+    ref = made(make.remote(str(tmp_path / "log"), 7))
+    key = ref.binary()
+    maker, reader = cluster.far_node.node_id, cluster.reader.node_id
+    assert eventually(lambda: nodes_of(key) == [maker])
+    size, _, task = store.call(commands.ObjectsLocate([key]))[0]
+    assert size > 8 * BIG
+    assert task.hex() == ref.task_id()
+    actor = Reader.remote()
+    assert get(actor.keep.remote([ref])) == 7.0
+    assert eventually(lambda: nodes_of(key) == sorted([maker, reader]))
+    assert get(ref)[0] == 7.0
+    assert eventually(lambda: nodes_of(key) == sorted([maker, reader, head.node_id]))
+    del ref
+    get(actor.forget.remote())
+    assert eventually(lambda: bytes_here() is not None and nodes_of(key) is None)
+    store.close()
+
+
 def test_nothing_is_left_of_copies_that_nobody_needs(cluster, tmp_path):
     gate, started = str(tmp_path / "gate"), str(tmp_path / "started")
     ref = made(make.remote(str(tmp_path / "log"), 7))

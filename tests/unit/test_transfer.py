@@ -74,7 +74,7 @@ definitions = st.builds(
     demand=demands, environment=st.binary(max_size=50), job=short,
 )  # fmt: skip
 actors = st.builds(
-    ActorDefinition, wire=st.integers(0, 2**64 - 1), class_name=st.text(max_size=40), flags=short,
+    ActorDefinition, wire=st.integers(0, 2**64 - 1), identity=st.tuples(*[st.integers(0, 2**64 - 1)] * 2), class_name=st.text(max_size=40), flags=short,
     max_restarts=st.integers(-1, 2**31 - 1), info=st.binary(max_size=100), demand=demands,
     environment=st.binary(max_size=50), job=short,
 )  # fmt: skip

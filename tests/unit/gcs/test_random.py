@@ -59,6 +59,8 @@ class Chance(random.Random):
             lambda: c.ObjectsEvict(self.epoch(), self.ids()),
             lambda: c.ObjectsDelete(self.ids()),
             lambda: c.ObjectsLocate(self.ids()),
+            lambda: c.ObjectsAdd(self.epoch(), [(key, 1, b"") for key in self.ids()], self.epoch()),
+            lambda: c.ObjectsList(),
             lambda: c.ObjectsWatch(self.ids()),
             lambda: c.ObjectsUnwatch(self.ids()),
             lambda: c.TasksReport(self.epoch(), [self.task(), self.task()]),

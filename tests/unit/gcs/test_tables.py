@@ -232,6 +232,17 @@ def test_functions_beyond_the_limit_are_counted_together(world, monkeypatch):
 # ---- functions, keys and values -----------------------------------------------------------------------
 
 
+def test_objects_end_with_their_owner(world):
+    owner, other = world.join(b"n1"), world.join(b"n2", b"d2")
+    world.say(c.ObjectsAdd(other, [(b"o", 7, b"t"), (b"p", 9, b"t")], owner))
+    world.say(c.ObjectsAdd(owner, [(b"o", 7, b"t")], owner))
+    world.say(c.ObjectsAdd(other, [(b"q", 8, b"u")]))  # nobody said whose
+    assert world.say(c.ObjectsList(2)) == [(b"p", 9, [b"n2"], b"t"), (b"q", 8, [b"n2"], b"u")]
+    world.say(c.NodeDied(owner, "x"))
+    world.state.tick()
+    assert world.say(c.ObjectsList()) == [(b"q", 8, [b"n2"], b"u")]
+
+
 def test_a_function_lives_as_long_as_a_job_or_an_actor_of_it(world):
     first = world.say(c.JobStart("ns"), b"j1")
     second = world.say(c.JobStart("ns"), b"j2")
