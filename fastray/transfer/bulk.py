@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastray.cluster.agent import Agent
+    from fastray.gcs import auth
     from fastray.transfer.peer import Peer
 
 CHUNK = 4 << 20
@@ -39,11 +41,10 @@ class Bulk:
     """`done(peer, value, complete)` is called on a thread of its own when a fetch ends."""
 
     def __init__(
-        self, host: str, token: str, done: Callable[[Peer, native.BulkValue, bool], None], session_path: str
+        self, agent: Agent, tls: auth.Tls | None, done: Callable[[Peer, native.BulkValue, bool], None]
     ) -> None:
-        self._host = host
-        self._session_path = session_path
-        self._token = token
+        self._agent = agent
+        self._tls = tls
         self._done = done
         self._server: Any = None
         self._clients: dict[str, Any] = {}
@@ -57,8 +58,9 @@ class Bulk:
         def start() -> None:
             from fastray.transfer.flight import StoreServer
 
-            self._server = StoreServer(self._host, self._token, self._session_path)
-            ready(f"{self._host}:{self._server.port}")
+            host = self._agent.host
+            self._server = StoreServer(host, self._agent.token, self._tls, self._agent.path)
+            ready(f"{host}:{self._server.port}")
 
         threading.Thread(target=start, name="fastray-flight", daemon=True).start()
 
@@ -102,7 +104,7 @@ class Bulk:
             if client is None:
                 from fastray.transfer.flight import StoreClient
 
-                client = self._clients[address] = StoreClient(address, self._token)
+                client = self._clients[address] = StoreClient(address, self._agent.token, self._tls)
             return client
 
 

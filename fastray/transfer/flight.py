@@ -44,11 +44,14 @@ class _Gate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 class StoreServer(flight.FlightServerBase):  # type: ignore[misc]
     """Serves sealed values of this process's node, straight from the store, and packages of its session directory."""
 
-    def __init__(self, host: str, token: str, session_path: str) -> None:
+    def __init__(self, host: str, token: str, tls: auth.Tls | None, session_path: str) -> None:
         auth.check_bind(host, token)
         self._packages = os.path.join(session_path, FOLDER)
         name = f"[{host}]" if ":" in host else host
-        super().__init__(f"grpc+tcp://{name}:0", middleware={"token": _Gate(token)})
+        scheme, certificates = ("tcp", None) if tls is None else ("tls", [(tls.cert, tls.key)])
+        super().__init__(
+            f"grpc+{scheme}://{name}:0", middleware={"token": _Gate(token)}, tls_certificates=certificates
+        )
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         if PACKAGE.fullmatch(ticket.ticket):
@@ -80,8 +83,11 @@ def _batches(views: list[memoryview]) -> Iterator[Any]:
 
 
 class StoreClient:
-    def __init__(self, address: str, token: str) -> None:
-        self._client = flight.FlightClient(f"grpc+tcp://{address}")
+    def __init__(self, address: str, token: str, tls: auth.Tls | None) -> None:
+        if tls is None:
+            self._client = flight.FlightClient(f"grpc+tcp://{address}")
+        else:
+            self._client = flight.FlightClient(f"grpc+tls://{address}", tls_root_certs=tls.ca)
         headers = [(AUTHORIZATION.encode(), f"Bearer {token}".encode())] if token else []
         self._options = flight.FlightCallOptions(headers=headers)
 

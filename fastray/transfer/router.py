@@ -82,7 +82,7 @@ class Router:
         self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
-        self._bulk = Bulk(agent.host, agent.token, self._bulk_done, agent.path)
+        self._bulk = Bulk(agent, self._tls, self._bulk_done)
         self._packages = Packages(agent, self._bulk, lambda: list(self.peers.values()))
         self._flight_address = ""
         agent.attachment.activate()

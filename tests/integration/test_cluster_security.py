@@ -14,6 +14,8 @@ import random
 import socket
 import stat
 import struct
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -26,7 +28,7 @@ import msgspec
 import pyarrow
 import pyarrow.flight as flight
 from integration_helpers import eventually
-from test_gcs_security import METHODS, Canary, status
+from test_gcs_security import METHODS, Canary, certificates, status
 
 import fastray
 from fastray import sessions
@@ -339,3 +341,44 @@ def test_a_ticket_that_names_nothing_is_refused(cluster, ticket):
             client.do_get(flight.Ticket(ticket), flight_options(cluster, "right")).read_all()
     run_everywhere()
     assert lives(cluster) == before
+
+
+# ---- TLS -----------------------------------------------------------------------------------------------------
+
+
+def test_with_certificates_nothing_between_nodes_is_readable(tmp_path):
+    """In a program of its own: this process has its cluster."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import numpy, fastray\n"
+        "from fastray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+        "cluster.add_node(num_cpus=1, resources={'far': 1}); cluster.wait_for_nodes()\n"
+        "fastray.init(address=cluster.address)\n"
+        "make = fastray.remote(lambda n: numpy.ones(n)).options(resources={'far': 1})\n"
+        "assert fastray.get(make.remote(2_000_000), timeout=60).sum() == 2_000_000\n"
+        "fastray.shutdown(); cluster.shutdown(); print('whole')\n"
+    )
+    environ = {**os.environ, **certificates(tmp_path), "FASTRAY_TMPDIR": str(tmp_path / "runtime")}
+    (tmp_path / "runtime").mkdir()
+    done = subprocess.run([sys.executable, str(program)], env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("whole\n", 0), done.stderr
+
+
+def test_a_flight_server_with_a_certificate_speaks_tls_only(cluster, tmp_path):
+    from fastray.gcs import auth
+    from fastray.transfer.flight import StoreServer
+
+    tls = auth.load_tls(certificates(tmp_path))
+    server = StoreServer("127.0.0.1", "secret" * 6, tls, str(tmp_path))
+    try:
+        given = (b"authorization", f"Bearer {'secret' * 6}".encode())
+        headers = flight.FlightCallOptions(timeout=WAIT_S, headers=[given])
+        ticket = flight.Ticket(TICKET.pack(1, 0, 1))
+        with pytest.raises(flight.FlightUnavailableError):
+            flight.FlightClient(f"grpc+tcp://127.0.0.1:{server.port}").do_get(ticket, headers)
+        trusted = flight.FlightClient(f"grpc+tls://127.0.0.1:{server.port}", tls_root_certs=tls.ca)
+        with pytest.raises(flight.FlightServerError, match="record"):
+            trusted.do_get(ticket, headers)
+    finally:
+        server.shutdown()

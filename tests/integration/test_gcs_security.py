@@ -128,7 +128,7 @@ def test_a_server_for_others_needs_a_token(tmp_path):
     assert server.stop() == 0
 
 
-def _certificates(folder) -> dict[str, str]:
+def certificates(folder) -> dict[str, str]:
     """An authority and a certificate of it for 127.0.0.1."""
 
     def openssl(*arguments: str) -> None:
@@ -154,7 +154,7 @@ def _certificates(folder) -> dict[str, str]:
 
 
 def test_tls(tmp_path):
-    settings = _certificates(tmp_path)
+    settings = certificates(tmp_path)
     path = str(tmp_path / "token")
     server = GcsProcess(token_path=path, environ={**os.environ, **settings})
     token = auth.load_token(path, environ={})
@@ -164,7 +164,7 @@ def test_tls(tmp_path):
     with pytest.raises(GcsUnavailableError):  # without TLS there is no connection
         GcsClient(server.address, token, window_s=0.2)
     (tmp_path / "other").mkdir()
-    other = _certificates(tmp_path / "other")
+    other = certificates(tmp_path / "other")
     with pytest.raises(GcsUnavailableError):  # a server that our authority does not vouch for
         GcsClient(server.address, token, tls=auth.load_tls(other), window_s=0.2)
     assert server.stop() == 0

@@ -73,8 +73,9 @@ definitions = st.builds(
     max_retries=st.integers(-1, 2**31 - 1), returns=st.integers(0, 65535), max_calls=short, timeout_ms=short,
     demand=demands, environment=st.binary(max_size=50), job=short,
 )  # fmt: skip
+words = st.integers(0, 2**64 - 1)
 actors = st.builds(
-    ActorDefinition, wire=st.integers(0, 2**64 - 1), identity=st.tuples(*[st.integers(0, 2**64 - 1)] * 2), class_name=st.text(max_size=40), flags=short,
+    ActorDefinition, wire=words, identity=st.tuples(words, words), class_name=st.text(max_size=40), flags=short,
     max_restarts=st.integers(-1, 2**31 - 1), info=st.binary(max_size=100), demand=demands,
     environment=st.binary(max_size=50), job=short,
 )  # fmt: skip
