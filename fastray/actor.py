@@ -284,7 +284,9 @@ class ActorClass:
         except _native.NameTaken:
             return self._existing(runtime, name_space)
         try:
-            record = actor_names.reserve(runtime, options, name_space, self._info.name, actor)
+            record = actor_names.reserve(
+                runtime, options, name_space, self._info.name, actor, lambda: self._recipe(args, kwargs)
+            )
             ref = None if record is None else create_actor(actor, code, args, kwargs, record)
         except BaseException:
             _native.release_actor(actor)
@@ -306,6 +308,11 @@ class ActorClass:
             f"an actor named {name!r} exists in namespace {name_space!r}: use get_actor({name!r}), "
             "get_if_exists=True, or another name"
         )
+
+    def _recipe(self, args: tuple[object, ...], kwargs: dict[str, object]) -> bytes:
+        from fastray.cluster.adoption import recipe_of
+
+        return recipe_of(self, args, kwargs)
 
     def _begin(self, ref: ObjectRef[Any], info: int) -> ActorHandle:
         handle = ActorHandle(ref, info, self._info)

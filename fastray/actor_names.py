@@ -10,6 +10,7 @@ from fastray._native import actors as _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from fastray._native.object_ref import ObjectRef
@@ -50,9 +51,11 @@ def names(runtime: Runtime) -> list[tuple[str, str]]:
     return [(namespace, name) for namespace, name in inquiry.ask(runtime.session_path, NAMES)]
 
 
-def reserve(runtime: Runtime, options: ActorOptions, namespace: str, class_name: str, entry: int) -> int | None:
+def reserve(
+    runtime: Runtime, options: ActorOptions, namespace: str, class_name: str, entry: int, recipe: Callable[[], bytes]
+) -> int | None:
     """The id for the creation record of the actor in this entry of the table, 0 for any; None: another actor of the
-    cluster has the name. Raises as `find`.
+    cluster has the name. Raises as `find`. `recipe()`: what it takes to make a detached one anew (cluster/adoption.py).
     """
     if not options.name or not _in_cluster(runtime):
         return 0
@@ -60,6 +63,7 @@ def reserve(runtime: Runtime, options: ActorOptions, namespace: str, class_name:
     from fastray.transfer.questions import RESERVE
 
     record = _native.next_id()
+    detached = options.lifetime == "detached"
     about = {
         "actor_id": f"{runtime.attachment.session_id:016x}{record:016x}",
         "entry": entry,
@@ -67,7 +71,8 @@ def reserve(runtime: Runtime, options: ActorOptions, namespace: str, class_name:
         "job": runtime.attachment.job,
         "namespace": namespace,
         "name": options.name,
-        "detached": options.lifetime == "detached",
+        "detached": detached,
+        "spec": recipe().hex() if detached and options.max_restarts else "",
         "max_restarts": options.max_restarts,
     }
     return record if inquiry.ask(runtime.session_path, RESERVE, about) else None

@@ -27,6 +27,7 @@ from fastray._native.session import WIRE, Attachment
 from fastray.attach import AttachedNode
 from fastray.cluster import inquiry
 from fastray.cluster.actors import ActorReporter
+from fastray.cluster.adoption import Adopter
 from fastray.cluster.demands import CHANNEL, Demands
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
@@ -123,6 +124,7 @@ class Agent:
             "node": self._node_changed, "load": self._load_changed, "job": self._job_changed,
             f"channel:{CHANNEL}": self.demands.heard,
         })  # fmt: skip
+        Adopter(self)
         self._jobs.begin(self.attachment.jobs())
         self.actors.begin(self.epoch)
         self.gcs.window_s = WINDOW_S

@@ -59,6 +59,7 @@ class Names:
         """Registers the actor that is to be made; False: another has the name."""
         key = bytes.fromhex(about.pop("actor_id"))
         entry: int = about.pop("entry")
+        about["spec"] = bytes.fromhex(about["spec"])
         actor = Actor(key, home=self._agent.node_id, **about)
         until = time.monotonic() + END_S
         while True:
