@@ -60,6 +60,11 @@ class Link {
   void stage(Handle claimed) { staged_.push_back(claimed); }
   std::vector<uint32_t> unknown_functions();
   void describe(uint32_t function, const std::string& message);
+  // Classes of placement groups of the claimed tasks that the peer has not been told of.
+  std::vector<uint32_t> unknown_classes();
+  void describe_class(uint32_t cls, const std::string& message);
+  // Of what was sent and not answered yet: tasks of this class.
+  size_t outstanding_in(uint32_t cls) const;
   void send_staged();
   bool knows(uint32_t function) const;
   size_t outstanding() const { return outstanding_.size(); }
@@ -95,6 +100,8 @@ class Link {
   bool mirrors_actor(Handle creation) const;
   // ---- importer --------------------------------------------------------------------------------
   void know(uint32_t number, LocalFunction function) { functions_[number] = function; }
+  static constexpr uint32_t kNoClass = ~0u;  // its group was removed
+  void know_class(uint32_t number, uint32_t cls);
   // Sends what has become done. True: something was.
   bool collect();
   // Exporter: tells the importer how far the consumers of its streams are.
@@ -208,6 +215,7 @@ class Link {
   // link_tasks.cpp
   void put_task(Handle h);
   void on_task(Reader& in);
+  bool find_class(const TaskHead& head, uint32_t* cls) const;
   bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
   void refuse(Reader& in, const TaskHead& head, ErrorCode code, const std::string& more);
   bool results_name_unknown(const Import& import);
@@ -254,8 +262,10 @@ class Link {
   std::vector<Handle> staged_;
   uint64_t identity(uint32_t function) const;
   std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash and job
+  std::unordered_map<uint32_t, uint64_t> described_classes_;  // -> group and its life
   std::unordered_set<Handle> outstanding_;
   std::unordered_map<uint32_t, LocalFunction> functions_;  // of the peer's numbers
+  std::unordered_map<uint32_t, std::pair<uint32_t, uint64_t>> classes_;  // the same; with the group and its life
   std::deque<Import> imports_;
   std::unordered_map<Handle, uint64_t> exported_;  // -> refs sent
   std::unordered_map<Handle, Held> held_;          // by our record

@@ -37,6 +37,36 @@ void Link::describe(uint32_t function, const std::string& message) {
   send_message(message);
 }
 
+namespace {
+uint64_t group_of(const Class& c) { return uint64_t{c.group} << 32 | c.group_life; }
+}  // namespace
+
+std::vector<uint32_t> Link::unknown_classes() {
+  std::vector<uint32_t> unknown;
+  for (Handle h : staged_) {
+    uint32_t c = segment_.record(h).cls;
+    if (is_actor_class(c) || segment_.cls(c).group == 0) continue;
+    auto it = described_classes_.find(c);
+    bool known = it != described_classes_.end() && it->second == group_of(segment_.cls(c));
+    if (!known && std::find(unknown.begin(), unknown.end(), c) == unknown.end()) unknown.push_back(c);
+  }
+  return unknown;
+}
+
+void Link::describe_class(uint32_t cls, const std::string& message) {
+  described_classes_[cls] = group_of(segment_.cls(cls));
+  send_message(message);
+}
+
+void Link::know_class(uint32_t number, uint32_t cls) {
+  classes_[number] = {cls, cls == kNoClass ? 0 : group_of(segment_.cls(cls))};
+}
+
+size_t Link::outstanding_in(uint32_t cls) const {
+  auto is_in = [&](Handle h) { return segment_.record(h).cls == cls; };
+  return static_cast<size_t>(std::count_if(outstanding_.begin(), outstanding_.end(), is_in));
+}
+
 void Link::send_staged() {
   for (Handle h : staged_) {
     if (again_.count(h) == 0) outstanding_.insert(h);
@@ -52,7 +82,8 @@ void Link::put_task(Handle h) {
   const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
   TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
                 kOneValue, 0, r.kind, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0,
-                static_cast<uint32_t>(again_.count(h))};
+                static_cast<uint16_t>(again_.count(h)), 0};
+  if (!is_actor_class(r.cls) && segment_.cls(r.cls).group != 0) head.cls = static_cast<uint16_t>(r.cls + 1);
   if (r.state.load(std::memory_order_acquire) & kFlagMulti) head.multi = kValues;
   if (head.multi != kOneValue && segment_.function(r.function).flags & kStreaming) {
     head.multi = kStream;
@@ -103,17 +134,11 @@ void Link::on_task(Reader& in) {
   if (head.again != 0) head.ahead = 0;  // nobody consumes it
   if (known == functions_.end()) return refuse(in, head, kErrorSystem, "its function never came");
   uint32_t cls = known->second.cls;
-  if (head.kind == kActor) {
-    auto prepared = prepared_.find(head.wire);
-    if (prepared == prepared_.end()) return in.fail();
-    cls = kActorClass + prepared->second.actor;
-  } else if (head.actor != 0) {
-    if (exported_.count(head.actor) == 0 || segment_.record(head.actor).kind != kActor) return in.fail();
-    cls = segment_.record(head.actor).cls;
-  }
+  if (!find_class(head, &cls)) return in.fail();
   std::vector<Handle> refs;
   for (size_t i = 0; i < n && !in.bad(); ++i) refs.push_back(get_ref(in));
   if (in.bad()) return;
+  if (cls == kNoClass) return refuse(in, head, kErrorGroupRemoved, "");
   Record* r = process_.allocate_record();
   if (r == nullptr) return refuse(in, head, kErrorSystem, "no room for another task on that node");
   Handle h = process_.handle_of(r);
@@ -162,6 +187,24 @@ void Link::on_task(Reader& in) {
   if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
   process_.unallocate(r);
   refuse(in, head, kErrorSystem, "no room for a longer queue on that node");
+}
+
+// Where it is not its function's. kNoClass: of a placement group that is removed. False: the frame makes no sense.
+bool Link::find_class(const TaskHead& head, uint32_t* cls) const {
+  if (head.kind == kActor) {
+    auto prepared = prepared_.find(head.wire);
+    if (prepared == prepared_.end()) return false;
+    *cls = kActorClass + prepared->second.actor;
+  } else if (head.actor != 0) {
+    if (exported_.count(head.actor) == 0 || segment_.record(head.actor).kind != kActor) return false;
+    *cls = segment_.record(head.actor).cls;
+  } else if (head.cls != 0) {
+    auto it = classes_.find(head.cls);
+    if (it == classes_.end()) return false;
+    bool over = it->second.first == kNoClass || group_of(segment_.cls(it->second.first)) != it->second.second;
+    *cls = over ? kNoClass : it->second.first;
+  }
+  return true;
 }
 
 bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h,

@@ -57,7 +57,8 @@ struct TaskHead {
   uint32_t kind;   // kTask, kActor
   uint64_t actor;  // of a call: handle of the actor's creation at the receiver; else 0
   uint32_t ahead;  // of a stream: items that may wait for its consumer, 0: any number
-  uint32_t again;  // 1: from the log of an actor that died; nobody waits for its result
+  uint16_t again;  // 1: from the log of an actor that died; nobody waits for its result
+  uint16_t cls;    // sender's number of the class, of a placement group, in which it runs; 0: its function's
 };
 static_assert(sizeof(TaskHead) == 48);
 enum Multi : uint8_t { kOneValue = 0, kValues = 1, kStream = 2 };

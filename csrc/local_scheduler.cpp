@@ -137,7 +137,10 @@ bool LocalScheduler::look_at_classes() {
       end_class(c);
       continue;
     }
-    if (cls.routed) continue;  // the node agent's
+    if (cls.routed) {  // the node agent's
+      if (cls.group != 0) leave_routed(c);
+      continue;
+    }
     if (!state_->knows_class(c)) {
       Units demand{};
       for (uint32_t i = 0; i < kResourcesMax; ++i) demand[i] = static_cast<int64_t>(cls.demand[i]);

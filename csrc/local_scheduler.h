@@ -18,6 +18,7 @@
 //   local_scheduler_actors.cpp   actors: start, restart, death, the last handle
 //   local_scheduler_limits.cpp   tasks that run longer than their limit
 //   local_scheduler_groups.cpp   placement groups
+//   local_scheduler_bundles.cpp  those of a cluster: what of them is here
 //   local_scheduler_drivers.cpp  drivers: attaching, leaving, what their tasks print
 //   local_scheduler_jobs.cpp     the end of a job, and of what is left of it
 //   local_scheduler_cluster.cpp  the agent, numbers of jobs from it, descriptors that Python watches
@@ -54,6 +55,7 @@ enum class Control : uint32_t {
   kRetryLater = 11,  // worker: the task `handle` raised and runs again after a delay
   kCreateGroup = 13,  // text: a GroupRequest and what belongs to it (types_group.h)
   kRemoveGroup = 14,  // text: the id of the group
+  kSetGroup = 15,     // agent: what a placement group of the cluster is now; text as of kCreateGroup
   kSettingUp = 32,    // the worker in `slot` prepares its runtime_env: it needs no CPU, and no other worker of it helps
 };
 struct ControlMessage {
@@ -221,16 +223,27 @@ class LocalScheduler {
   // local_scheduler_groups.cpp
   uint32_t find_group(const uint8_t* id) const;
   void create_group(const char* text, size_t bytes);
+  static bool read_group(const char* text, size_t bytes, GroupRequest* r, std::vector<BundleUnits>* bundles,
+                         const char** spec);
+  uint32_t take_group(const GroupRequest& r, const char* spec);
+  void group_changed(uint32_t g);
   void group_reserved(uint32_t g);
   void wake_users();
   void remove_group(uint32_t g, int64_t now);
   void remove_group_named(const char* text, size_t bytes);
-  void remove_groups_of(uint32_t job, int64_t now);
+  void remove_groups_of(uint32_t job, int64_t now, bool here);
   bool has_creator(const Group& group) const;
   void end_class(uint32_t c);
   void recycle_groups(int64_t now);
   bool recycle_group(uint32_t g, const std::vector<bool>& named);
   void free_group(uint32_t g);
+
+  // local_scheduler_bundles.cpp
+  void set_group(const char* text, size_t bytes);
+  void set_bundles(uint32_t g, const std::vector<BundleUnits>& wanted, uint32_t job);
+  void release_bundle(uint32_t g, uint32_t number, int64_t now);
+  void count_reserved(uint32_t g);
+  void leave_routed(uint32_t c);
 
   // local_scheduler_limits.cpp
   std::vector<LimitedTask> limited_tasks(uint32_t slot) const;

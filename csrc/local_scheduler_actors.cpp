@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "death_policy.h"
 #include "local_scheduler.h"
@@ -43,12 +44,13 @@ void LocalScheduler::look_at_actor(uint32_t a, int64_t now) {
         actor.end.compare_exchange_strong(none, kEndHandlesGone, std::memory_order_acq_rel);
         return bury(a, describe_death(a, crash));
       }
+      if (segment_.is_over(c)) return end_actor(a, kEndGroupRemoved);
       if (c.routed) {  // the agent says where; it clears the word when that is here
+        if (std::exchange(seen.wanted, false)) state_->actor_unwanted(kActorClass + a);  // its bundle went elsewhere
         if (!seen.told) wake_agent();
         seen.told = true;
         return;
       }
-      if (segment_.is_over(c)) return end_actor(a, kEndGroupRemoved);
       if (seen.wanted) return;
       if (now < seen.start_at) {
         actors_due_ = std::min(actors_due_, seen.start_at);

@@ -18,7 +18,7 @@ namespace {
 constexpr uint32_t kRemovedKept = 64;  // groups that are over, for those who ask: more are recycled
 constexpr int64_t kRecycleMin = 1000000000, kRecycleMax = 64000000000;  // between two looks for what is not used
 
-bool is_there(uint32_t state) { return state == kGroupPending || state == kGroupReady; }
+bool is_there(uint32_t state) { return state != kGroupFree && state != kGroupRefused && state != kGroupRemoved; }
 
 }  // namespace
 
@@ -32,27 +32,59 @@ uint32_t LocalScheduler::find_group(const uint8_t* id) const {
   return 0;
 }
 
+// False: it makes no sense.
+bool LocalScheduler::read_group(const char* text, size_t bytes, GroupRequest* r, std::vector<BundleUnits>* bundles,
+                                const char** spec) {
+  if (bytes < sizeof *r) return false;
+  memcpy(r, text, sizeof *r);
+  size_t row = 8 * (1 + size_t{r->resources});
+  if (r->bundles > bytes || r->resources > kResourcesMax || bytes != sizeof *r + r->bundles * row + r->spec_bytes) return false;
+  const char* at = text + sizeof *r;
+  bundles->resize(r->bundles);
+  for (BundleUnits& b : *bundles) {
+    uint64_t words[1 + kResourcesMax] = {};
+    memcpy(words, at, row);
+    at += row;
+    b.number = static_cast<uint32_t>(words[0]);
+    b.open = r->state == 0 || (words[0] & kBundleOpen) != 0;
+    for (size_t i = 0; i < kResourcesMax; ++i) b.units[i] = static_cast<int64_t>(words[1 + i]);
+  }
+  *spec = at;
+  return true;
+}
+
 void LocalScheduler::create_group(const char* text, size_t bytes) {
   GroupRequest r;
-  if (bytes < sizeof r) return;
-  memcpy(&r, text, sizeof r);
-  size_t row = 8 * (1 + size_t{r.resources});
-  if (r.bundles > bytes || r.resources > kResourcesMax || bytes != sizeof r + r.bundles * row + r.spec_bytes) return;
-  if (find_group(r.id) != 0) return;
-  uint32_t g = 1;
-  while (g < kGroupsMax && segment_.group(g).state.load(std::memory_order_relaxed) != kGroupFree) ++g;
-  if (g == kGroupsMax) {  // when one is recycled
+  std::vector<BundleUnits> bundles;
+  const char* spec;
+  if (!read_group(text, bytes, &r, &bundles, &spec) || find_group(r.id) != 0) return;
+  if (fds_.numbered) r.flags |= kGroupShared;
+  bool taken = false, asked = (r.flags & kGroupShared) && r.name[0] != 0;  // the store knows all names of a cluster
+  for (uint32_t other = 1; other < kGroupsMax && r.name[0] != 0 && !asked; ++other) {
+    const Group& o = segment_.group(other);
+    taken = taken || (is_there(o.state.load(std::memory_order_relaxed)) && strncmp(o.name, r.name, sizeof r.name) == 0 &&
+                      strncmp(o.name_space, r.name_space, sizeof r.name_space) == 0);
+  }
+  uint32_t g = take_group(r, spec);
+  if (g == 0) {  // when one is recycled
     unmade_.emplace_back(text, bytes);
     sweep_at_ = 0;
     return;
   }
   Group& group = segment_.group(g);
-  bool taken = false;
-  for (uint32_t other = 1; other < kGroupsMax && r.name[0] != 0; ++other) {
-    const Group& o = segment_.group(other);
-    taken = taken || (is_there(o.state.load(std::memory_order_relaxed)) && strncmp(o.name, r.name, sizeof r.name) == 0 &&
-                      strncmp(o.name_space, r.name_space, sizeof r.name_space) == 0);
-  }
+  group.ended_ns = taken ? group.made_ns : 0;
+  // SYNC POINT: group-state (release: the entry before its state)
+  group.state.store(taken ? kGroupRefused : asked ? kGroupAsked : kGroupPending, std::memory_order_release);
+  if (!taken && !(r.flags & (kGroupForeign | kGroupShared))) state_->bundles_wanted(g, bundles, fds_.listen < 0 ? 0 : r.job);
+  group_changed(g);
+}
+
+// An entry, filled in but for its state; 0: the table is full.
+uint32_t LocalScheduler::take_group(const GroupRequest& r, const char* spec) {
+  uint32_t g = 1;
+  while (g < kGroupsMax && segment_.group(g).state.load(std::memory_order_relaxed) != kGroupFree) ++g;
+  if (g == kGroupsMax) return 0;
+  Group& group = segment_.group(g);
   group.life.fetch_add(1, std::memory_order_relaxed);
   group.job = r.job;
   group.flags = r.flags;
@@ -62,35 +94,33 @@ void LocalScheduler::create_group(const char* text, size_t bytes) {
   memcpy(group.name_space, r.name_space, sizeof group.name_space);
   memset(group.reserved, 0, sizeof group.reserved);
   group.made_ns = os::now_ns();
-  group.ready_ns = 0;
-  group.ended_ns = taken ? group.made_ns : 0;
-  const char* at = text + sizeof r;
+  group.ready_ns = group.ended_ns = 0;
+  group.held.store(0, std::memory_order_relaxed);
+  group.asked = 0;
   group.spec = process_.allocator().allocate(r.spec_bytes + 1, make_handle(0, kBlockActor), Purpose::kBookkeeping);
   group.spec_bytes = group.spec == 0 ? 0 : r.spec_bytes;
-  if (group.spec != 0) memcpy(segment_.at<char>(group.spec), at + r.bundles * row, r.spec_bytes);
-  // SYNC POINT: group-state (release: the entry before its state)
-  group.state.store(taken ? kGroupRefused : kGroupPending, std::memory_order_release);
-  std::vector<BundleUnits> bundles(r.bundles);
-  for (BundleUnits& b : bundles) {
-    uint64_t words[1 + kResourcesMax] = {};
-    memcpy(words, at, row);
-    at += row;
-    b.number = static_cast<uint32_t>(words[0]);
-    for (size_t i = 0; i < kResourcesMax; ++i) b.units[i] = static_cast<int64_t>(words[1 + i]);
-  }
-  if (!taken && !(r.flags & kGroupForeign)) state_->bundles_wanted(g, bundles, fds_.listen < 0 ? 0 : r.job);
-  rung_ = moved_ = true;
-  wake_users();
+  if (group.spec != 0) memcpy(segment_.at<char>(group.spec), spec, r.spec_bytes);
+  return g;
 }
 
 void LocalScheduler::group_reserved(uint32_t g) {
   Group& group = segment_.group(g);
-  Units sum = state_->demand_of_group(g);
-  for (size_t i = 0; i < kResourcesMax; ++i) group.reserved[i] = static_cast<uint64_t>(sum[i]);
-  group.ready_ns = os::now_ns();
-  group.state.store(kGroupReady, std::memory_order_release);  // SYNC POINT: group-state
-  moved_ = true;
+  count_reserved(g);
+  if (group.flags & kGroupShared) {  // the agent says when all nodes have agreed
+    group.held.store(group.asked, std::memory_order_release);  // SYNC POINT: group-state
+  } else {
+    group.ready_ns = os::now_ns();
+    group.state.store(kGroupReady, std::memory_order_release);  // SYNC POINT: group-state
+  }
+  group_changed(g);
+}
+
+void LocalScheduler::group_changed(uint32_t g) {
+  rung_ = moved_ = true;
   wake_users();
+  if (!(segment_.group(g).flags & kGroupShared)) return;
+  segment_.header().groups_changed.fetch_add(1, std::memory_order_release);  // SYNC POINT: group-state
+  wake_agent();
 }
 
 // Those who may wait for a group: drivers, and workers in a task.
@@ -127,9 +157,8 @@ void LocalScheduler::remove_group(uint32_t g, int64_t now) {
     if (c.group == g && segment_.is_over(c) && state >= kActorPending && state < kActorDead) end_actor(a, kEndGroupRemoved);
   }
   state_->bundles_removed(g);
-  rung_ = moved_ = true;
   pace_.disturbed();
-  wake_users();
+  group_changed(g);
 }
 
 void LocalScheduler::remove_group_named(const char* text, size_t bytes) {
@@ -139,11 +168,13 @@ void LocalScheduler::remove_group_named(const char* text, size_t bytes) {
   if (g != 0) remove_group(g, os::now_ns());
 }
 
-// Those that nobody keeps: not detached, their job is over, and the actor that made them.
-void LocalScheduler::remove_groups_of(uint32_t job, int64_t now) {
+// Those that nobody keeps: not detached, their job is over, and the actor that made them. Of a job whose driver was on
+// another node (`here` is false) the store ends all but the last.
+void LocalScheduler::remove_groups_of(uint32_t job, int64_t now, bool here) {
   for (uint32_t g = 1; g < kGroupsMax; ++g) {
     const Group& group = segment_.group(g);
     if (group.state.load(std::memory_order_relaxed) == kGroupFree || group.job != job) continue;
+    if (!here && (group.flags & kGroupShared) && group.creator == 0) continue;
     if (!(group.flags & kGroupDetached) && !has_creator(group)) remove_group(g, now);
   }
 }
@@ -199,7 +230,11 @@ void LocalScheduler::recycle_groups(int64_t now) {
   recycle_at_ = now + recycle_wait_;
   std::vector<std::string> again;
   again.swap(unmade_);
-  for (const std::string& text : again) create_group(text.data(), text.size());
+  for (const std::string& text : again)
+    if (reinterpret_cast<const GroupRequest*>(text.data())->state == 0)
+      create_group(text.data(), text.size());
+    else
+      set_group(text.data(), text.size());
 }
 
 bool LocalScheduler::recycle_group(uint32_t g, const std::vector<bool>& named) {

@@ -60,7 +60,7 @@ void LocalScheduler::end_job(const Driver& d) {
   if (d.job == 0) return;
   ended_jobs_.push_back(d.job);
   reaper_->job_is_over(d.job);
-  remove_groups_of(d.job, os::now_ns());
+  remove_groups_of(d.job, os::now_ns(), true);
   Job& job = segment_.job(d.job);
   if (job.number != d.job) return;
   job.end_ns = wall_ns();
@@ -157,7 +157,7 @@ void LocalScheduler::retire_jobs() {
 }
 
 bool LocalScheduler::retire(uint32_t job) {
-  remove_groups_of(job, os::now_ns());  // those of actors that have ended since
+  remove_groups_of(job, os::now_ns(), false);  // those of actors that have ended since
   if (has_workers(job, false)) return false;
   for (const auto& [id, d] : drivers_)
     if (d.job == job && d.slot != 0 && !d.settled) return false;

@@ -289,6 +289,9 @@ void LocalScheduler::on_message(const ControlMessage& m, const char* text, Drive
       return;
     case Control::kCreateGroup:
       return create_group(text, m.bytes);
+    case Control::kSetGroup:
+      if (from != nullptr && from->agent) set_group(text, m.bytes);
+      return;
     case Control::kRemoveGroup:
       return remove_group_named(text, m.bytes);
     case Control::kSettingUp:

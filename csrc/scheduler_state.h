@@ -54,6 +54,7 @@ struct Place {
 struct BundleUnits {
   uint32_t number;  // in its group
   Units units;
+  bool open = true;  // what is reserved may be used at once
 };
 
 class SchedulerState {
@@ -103,9 +104,14 @@ class SchedulerState {
   // The worker in `slot` (starting) is this actor's; returns its GPUs as a bit mask.
   uint32_t actor_started(uint32_t slot, uint32_t cls, int64_t now, uint32_t pool = 0);
   // Group `group` (from 1 on) joins the line. kReserve comes when the node's pool has room for all of its bundles at once.
+  // Bundles that it has already stay; those that it waited for before are not wanted any more.
   void bundles_wanted(uint32_t group, const std::vector<BundleUnits>& bundles, uint32_t job = 0);
-  // It leaves the line, or gives its pools back to the node's; what is leased in them is charged there until it ends.
+  void bundles_unwanted(uint32_t group) { actor_unwanted(kGroupClass + group); }
+  // It leaves the line, and gives its pools back to the node's; what is leased in them is charged there until it ends.
   void bundles_removed(uint32_t group);
+  // The same for one bundle of several; the line is left alone.
+  void bundle_released(uint32_t group, uint32_t number);
+  void bundle_opened(uint32_t group, uint32_t number);
 
   // ---- decisions -----------------------------------------------------------------------------
   void decide(int64_t now, std::vector<SchedulerAction>* actions);
@@ -124,6 +130,10 @@ class SchedulerState {
   bool feasible_group(uint32_t group) const;
   const Units& demand_of_group(uint32_t group) const { return classes_[kGroupClass + group].demand; }
   uint32_t bundle_of(uint32_t pool) const { return pools_[pool].bundle; }  // its number in its group
+  uint32_t pool_of_worker(uint32_t slot) const { return workers_[slot].pool; }
+  // Pool of a bundle that is reserved; 0: it is not.
+  uint32_t pool_of_bundle(uint32_t group, uint32_t number) const;
+  std::vector<BundleUnits> held_bundles(uint32_t group) const;
   // GPUs of bundle `number`, as a bit mask.
   uint32_t gpus_of_bundle(uint32_t group, uint32_t number) const;
   const Units& available() const { return pools_[0].free; }
@@ -152,7 +162,7 @@ class SchedulerState {
     int64_t unmet_since = -1;
   };
   struct Pool {
-    bool used = false;
+    bool used = false, open = true;
     Units total{}, free{};
     std::array<int64_t, kGpusMax> gpu_free{};
     uint32_t bundle = 0;  // its number
@@ -178,10 +188,11 @@ class SchedulerState {
     const Place& place = classes_[cls].place;
     if (place.group == 0) return visit(0u);
     return std::any_of(groups_[place.group].pools.begin(), groups_[place.group].pools.end(), [&](uint32_t p) {
-      return (place.bundle < 0 || pools_[p].bundle == static_cast<uint32_t>(place.bundle)) && visit(p);
+      return pools_[p].open && (place.bundle < 0 || pools_[p].bundle == static_cast<uint32_t>(place.bundle)) && visit(p);
     });
   }
   bool may_use(uint32_t cls, uint32_t pool) const;
+  void give_back(uint32_t pool);
   static void take(Pool& pool, const Units& units, uint32_t gpus, int64_t gpu_units, int64_t sign);
 
   void keep_leases(int64_t now);

@@ -14,6 +14,7 @@ void SchedulerState::bundles_wanted(uint32_t group, const std::vector<BundleUnit
   for (const BundleUnits& b : bundles)
     for (size_t i = 0; i < kResourcesMax; ++i) sum[i] += b.units[i];
   uint32_t cls = kGroupClass + group;
+  actor_unwanted(cls);
   class_seen(cls, sum, 0, job);
   classes_[cls].backlog = true;
   classes_[cls].unmet_since = -1;
@@ -23,15 +24,43 @@ void SchedulerState::bundles_wanted(uint32_t group, const std::vector<BundleUnit
 void SchedulerState::bundles_removed(uint32_t group) {
   if (group >= groups_.size()) return;
   actor_unwanted(kGroupClass + group);
-  for (uint32_t p : groups_[group].pools) {
-    Pool& pool = pools_[p];
-    for (size_t i = 0; i < kResourcesMax; ++i) pools_[0].free[i] += pool.free[i];
-    for (uint32_t g = 0; g < kGpusMax; ++g) pools_[0].gpu_free[g] += pool.gpu_free[g];
-    for (uint32_t s : slots_)
-      if (workers_[s].pool == p) workers_[s].pool = 0;
-    pool = Pool{};
-  }
+  for (uint32_t p : groups_[group].pools) give_back(p);
   groups_[group] = Group{};
+}
+
+void SchedulerState::give_back(uint32_t p) {
+  Pool& pool = pools_[p];
+  for (size_t i = 0; i < kResourcesMax; ++i) pools_[0].free[i] += pool.free[i];
+  for (uint32_t g = 0; g < kGpusMax; ++g) pools_[0].gpu_free[g] += pool.gpu_free[g];
+  for (uint32_t s : slots_)
+    if (workers_[s].pool == p) workers_[s].pool = 0;
+  pool = Pool{};
+}
+
+void SchedulerState::bundle_released(uint32_t group, uint32_t number) {
+  uint32_t p = pool_of_bundle(group, number);
+  if (p == 0) return;
+  give_back(p);
+  std::erase(groups_[group].pools, p);
+}
+
+void SchedulerState::bundle_opened(uint32_t group, uint32_t number) {
+  uint32_t p = pool_of_bundle(group, number);
+  if (p != 0) pools_[p].open = true;
+}
+
+uint32_t SchedulerState::pool_of_bundle(uint32_t group, uint32_t number) const {
+  if (group < groups_.size())
+    for (uint32_t p : groups_[group].pools)
+      if (pools_[p].bundle == number) return p;
+  return 0;
+}
+
+std::vector<BundleUnits> SchedulerState::held_bundles(uint32_t group) const {
+  std::vector<BundleUnits> held;
+  if (group < groups_.size())
+    for (uint32_t p : groups_[group].pools) held.push_back({pools_[p].bundle, pools_[p].total, pools_[p].open});
+  return held;
 }
 
 // ---- reserving -------------------------------------------------------------------------------------
@@ -55,6 +84,7 @@ bool SchedulerState::lay_out(const Group& group, Pool* from, std::vector<Pool>* 
     if (!fits(bundle.units, from->free) || !gpus_for(bundle.units, *from, &pool.gpus, &pool.gpu_units)) return false;
     take(*from, bundle.units, pool.gpus, pool.gpu_units, -1);
     pool.used = true;
+    pool.open = bundle.open;
     pool.bundle = bundle.number;
     pool.total = bundle.units;
     take(pool, bundle.units, pool.gpus, pool.gpu_units, +1);

@@ -23,7 +23,7 @@ namespace fastray {
 using Offset = uint64_t;  // bytes from the start of the segment; 0 is "none"
 using Handle = uint64_t;  // generation << 32 | record index; 0 is "none"
 
-inline constexpr uint32_t kWireVersion = 3;
+inline constexpr uint32_t kWireVersion = 4;
 inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
@@ -420,6 +420,7 @@ struct Header {
   std::atomic<uint32_t> clustered;       // 1 once there was one: values may be away
   uint64_t node_number;                  // of this node in its cluster; 0 as long as it is in none
   std::atomic<uint32_t> limits_used;     // 1 once a function has a timeout_ms: the node looks for hung workers
+  std::atomic<uint32_t> groups_changed;  // bumped when the node changes a placement group: for the agent
   Resource resources[kResourcesMax];
 };
 

@@ -2,8 +2,11 @@
 //
 //   group    bundles of resources that are reserved together, out of the node's (SchedulerState decides when)
 //   life     counts the groups that an entry had: a class names its group by entry and life
+//   attempt  of a cluster's group: which of its rows in the global control store a message follows from
 //
-// Only the node writes the table: whoever wants a group sends a GroupRequest and looks for its id here.
+// Only the node writes the table: whoever wants a group sends a GroupRequest and looks for its id here. In a cluster
+// the agent sends one too, for each group of the cluster and each change of it: what state it is in, and which bundles
+// this node is to hold (kSetGroup).
 #pragma once
 
 #include "types.h"
@@ -19,11 +22,16 @@ enum GroupState : uint32_t {
   kGroupPending = 2,  // waits for resources
   kGroupReady = 3,    // its bundles are reserved
   kGroupRemoved = 4,  // what stands in its classes' queues fails; the entry stays until nothing names it
+  kGroupMoving = 5,   // of a cluster: bundles were lost with their node, and are placed anew
+  kGroupAsked = 6,    // of a cluster: the store has not said yet whether its name is free
 };
 enum GroupFlag : uint32_t {
   kGroupDetached = 1,  // outlives its job
   kGroupForeign = 2,   // asks for resources that this node has no name for: never fits
+  kGroupShared = 4,    // of a cluster: its bundles are where the agent says
+  kGroupMirror = 8,    // and it was made on another node
 };
+inline constexpr int32_t kBundleHere = -2;  // Class::bundle: any bundle of the group that this node holds
 
 struct alignas(kCacheLine) Group {
   std::atomic<uint32_t> state;
@@ -37,10 +45,13 @@ struct alignas(kCacheLine) Group {
   char name[96];
   char name_space[64];
   uint64_t reserved[kResourcesMax];  // of this node, in 1/10000 of a unit; zeros unless it is ready
+  std::atomic<uint32_t> held;  // the attempt in which this node last held all bundles that it is to hold, + 1
+  uint32_t asked;              // the attempt of the last kSetGroup, + 1
 };
 static_assert(sizeof(Group) == 384);
 
-// `bundles` times a number in the group and `resources` amounts follow, all u64; then `spec_bytes`.
+// `bundles` times a number in the group (| kBundleOpen) and `resources` amounts follow, all u64; then `spec_bytes`.
+inline constexpr uint64_t kBundleOpen = uint64_t{1} << 32;  // of kSetGroup: it may be used, all nodes have agreed
 struct GroupRequest {
   uint8_t id[24];
   uint32_t job, flags;
@@ -49,7 +60,8 @@ struct GroupRequest {
   uint64_t spec_bytes;
   char name[96];
   char name_space[64];
+  uint32_t state, attempt;  // of kSetGroup
 };
-static_assert(sizeof(GroupRequest) == 216);
+static_assert(sizeof(GroupRequest) == 224);
 
 }  // namespace fastray

@@ -15,7 +15,7 @@ from fastray._native.session import WIRE
 
 _MESSAGE = struct.Struct("<IIQII")
 SHUTDOWN, CANCEL, PRELOAD, KILL_WORKER, KILL_ACTOR, RECORDED, JOB_NUMBERS = range(1, 8)
-ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT, CREATE_GROUP, REMOVE_GROUP = range(9, 15)
+ACTOR_ENDED, JOB_OVER, RETRY_LATER, PRINT, CREATE_GROUP, REMOVE_GROUP, SET_GROUP = range(9, 16)
 SETTING_UP = 32
 
 
@@ -114,6 +114,11 @@ def retry_message(handle: int) -> bytes:
 def create_group_message(request: bytes) -> bytes:
     """A placement group is wanted; `request` is a GroupRequest and what belongs to it (csrc/types_group.h)."""
     return _MESSAGE.pack(CREATE_GROUP, 0, 0, 0, len(request)) + request
+
+
+def set_group_message(request: bytes) -> bytes:
+    """From the agent: what a placement group of the cluster is now, and what of it this node is to hold."""
+    return _MESSAGE.pack(SET_GROUP, 0, 0, 0, len(request)) + request
 
 
 def remove_group_message(group_id: bytes) -> bytes:

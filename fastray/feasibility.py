@@ -63,9 +63,12 @@ def _fallbacks(given: object) -> list[dict[str, str]]:
 
 def wishes_of(
     attachment: Attachment, demand: Mapping[str, int], options: TaskOptions | ActorOptions, node_id: str,
-    elsewhere: bool,
+    elsewhere: bool, in_group: bool,
 ) -> int:
-    """Function-table index of such tasks' wishes; 0 when workers here take them. `elsewhere`: this node cannot."""
+    """Function-table index of such tasks' wishes; 0 when workers here take them. `elsewhere`: this node cannot;
+    `in_group`: they run in a placement group."""
+    if in_group:
+        return wishes_in_group(attachment, demand) if attachment.clustered else 0
     strategy, labels = options.scheduling_strategy, options.label_selector
     if not attachment.clustered or not (elsewhere or labels or not _is_local(strategy, node_id)):
         return 0
@@ -74,6 +77,16 @@ def wishes_of(
     blob = pickle.dumps((dict(demand), strategy or "DEFAULT", dict(labels or {})))
     digest = blake2b(blob, digest_size=16, person=b"placement").digest()
     index: int = attachment.register_function(blob, digest, "placement", 4, 0, 0, 0, 0)
+    return index
+
+
+def wishes_in_group(attachment: Attachment, demand: Mapping[str, int], job: int | None = None) -> int:
+    """The same for tasks in a placement group of a cluster: they run where its bundles are."""
+    from _blake2 import blake2b
+
+    blob = pickle.dumps((dict(demand), "DEFAULT", {}))
+    digest = blake2b(blob, digest_size=16, person=b"group").digest()
+    index: int = attachment.register_function(blob, digest, "placement", 4, 0, 0, 0, 0, owner_job=job)
     return index
 
 

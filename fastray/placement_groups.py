@@ -29,7 +29,7 @@ from fastray.options import to_units
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from fastray._native.groups import GroupRow
     from fastray._native.object_ref import ObjectRef
@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     Bundles = list[dict[str, float]]
     Place = tuple[int, int, int]
 
-REFUSED, PENDING, READY, REMOVED = 1, 2, 3, 4  # GroupState
-DETACHED, FOREIGN = 1, 2  # GroupFlag
+REFUSED, PENDING, READY, REMOVED, MOVING, ASKED = 1, 2, 3, 4, 5, 6  # GroupState
+DETACHED, FOREIGN, SHARED, MIRROR = 1, 2, 4, 8  # GroupFlag
+LIVING = (PENDING, READY, MOVING)
+HERE = -2  # kBundleHere
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-_REQUEST = struct.Struct("<24sIIQIIQ96s64s")  # GroupRequest
+_REQUEST = struct.Struct("<24sIIQIIQ96s64sII")  # GroupRequest
 _REQUEST_BYTES_MAX = 65_000  # of a message to the node
 _OPTION = "scheduling_strategy"
 _WAIT_S = 0.5  # between two looks whether the node lives
@@ -136,9 +138,31 @@ class PlacementGroup:
 
 def find_row(group_id: bytes) -> GroupRow | None:
     """What the node's table says of the group; None when it has forgotten it."""
-    entry = _native.find_group(group_id)
+    entry = find_entry(group_id)
     row = _native.group_row(entry) if entry else None
     return row if row is not None and row[0] == group_id else None
+
+
+def find_entry(group_id: bytes) -> int:
+    """Its number in the node's table; 0 when it is not there. A group of another node may be known to the cluster, and
+    not to this node yet: then it is waited for."""
+    from fastray.runtime import current_runtime
+
+    entry = _native.find_group(group_id)
+    runtime = current_runtime()
+    if entry or not runtime.attachment.clustered:
+        return entry
+    known = any(row["state"] != REMOVED for row in ask_groups(runtime, group_id))
+    return _wait(group_id, (*LIVING, REMOVED), _ANSWER_S) if known else 0
+
+
+def ask_groups(runtime: Runtime, group_id: bytes = b"") -> list[dict[str, Any]]:
+    """All groups of the cluster, or this one, as the control store has them: see transfer/group_keeper.py for the
+    fields."""
+    from fastray.cluster import inquiry
+
+    rows: list[dict[str, Any]] = inquiry.ask(runtime.session_path, "groups", group_id.hex())
+    return rows
 
 
 def require_row(group_id: bytes) -> GroupRow:
@@ -151,7 +175,7 @@ def require_row(group_id: bytes) -> GroupRow:
 
 def spec_of(row: GroupRow) -> tuple[Bundles, str]:
     """Bundles and strategy."""
-    bundles, strategy = marshal.loads(row[7])
+    bundles, strategy, _ = marshal.loads(row[7])
     return bundles, strategy
 
 
@@ -163,8 +187,9 @@ def _removed(group_id: bytes) -> NoReturn:
 
 
 def create(
-    runtime: Runtime, bundles: Bundles, strategy: str, name: str, detached: bool, never_fits: bool
-) -> PlacementGroup:
+    runtime: Runtime, bundles: Bundles, strategy: str, selectors: list[dict[str, str]], name: str, detached: bool,
+    never_fits: bool,
+) -> PlacementGroup:  # fmt: skip
     """Asks the node for a group, and waits until it stands in the table.
 
     Raises PlacementGroupExistsError when a group in this namespace has the name, InvalidOptionError when there are too
@@ -176,16 +201,12 @@ def create(
         runtime.local_groups[group_id] = (bundles, strategy, name)
         return PlacementGroup(group_id, bundles)
     names = list(runtime.attachment.resources())
-    rows = b"".join(
-        struct.pack(f"<{1 + len(names)}Q", number, *[to_units(bundle.get(name, 0)) for name in names])
-        for number, bundle in enumerate(bundles)
-    )
-    spec = marshal.dumps((bundles, strategy))
+    spec = marshal.dumps((bundles, strategy, selectors))
     flags = (DETACHED if detached else 0) | (FOREIGN if never_fits else 0)
     creator = _native.own_creation() if runtime.is_worker and runtime.attachment.is_actor() else 0
-    text = _REQUEST.pack(
-        group_id, job, flags, creator, len(bundles), len(names), len(spec), _cut(name, 95), _cut(runtime.namespace, 63)
-    ) + rows + spec  # fmt: skip
+    text = group_request(
+        names, group_id, job, flags, creator, list(enumerate(bundles)), spec, name, runtime.namespace, 0, 0
+    )
     if len(text) > _REQUEST_BYTES_MAX:
         raise InvalidOptionError(
             f"a placement group of {len(bundles)} bundles is too large to be described: make several", option="bundles"
@@ -194,15 +215,31 @@ def create(
     return PlacementGroup(group_id, bundles)
 
 
+def group_request(
+    names: list[str], group_id: bytes, job: int, flags: int, creator: int, bundles: list[tuple[int, dict[str, float]]],
+    spec: bytes, name: str, namespace: str, state: int, attempt: int,
+) -> bytes:  # fmt: skip
+    """A GroupRequest and what belongs to it: `bundles` by number, amounts of the node's resources `names`."""
+    rows = b"".join(
+        struct.pack(f"<{1 + len(names)}Q", number, *[to_units(bundle.get(name, 0)) for name in names])
+        for number, bundle in bundles
+    )
+    return _REQUEST.pack(
+        group_id, job, flags, creator, len(bundles), len(names), len(spec), _cut(name, 95), _cut(namespace, 63), state,
+        attempt,
+    ) + rows + spec  # fmt: skip
+
+
 def _send(runtime: Runtime, group_id: bytes, text: bytes) -> None:
-    from fastray.control import create_group_message
+    from fastray.control import create_group_message, remove_group_message
 
     os.write(runtime.control_fd, create_group_message(text))
-    entry = _wait(group_id, (REFUSED, PENDING, READY, REMOVED), _ANSWER_S)
+    entry = _wait(group_id, (REFUSED, *LIVING, REMOVED), _ANSWER_S)
     if not entry:
+        os.write(runtime.control_fd, remove_group_message(group_id))  # in case it comes to it yet
         raise RuntimeSystemError(
             f"the node did not make the placement group: it has room for {_native.GROUPS_MAX - 1:,}, removed ones "
-            "that tasks still name included"
+            "that tasks still name included; in a cluster the control store has to be there too"
         )
     row = _native.group_row(entry)
     if row is not None and row[1] == REFUSED:
@@ -250,7 +287,7 @@ def wait_until_ready(group_id: bytes, timeout_s: float) -> bool:
     if current_runtime().is_local:
         return group_id in current_runtime().local_groups or _removed(group_id)
     row = require_row(group_id)
-    if row[1] == PENDING:
+    if row[1] in (PENDING, MOVING, ASKED):
         entry = _wait(group_id, (READY, REMOVED), timeout_s)
         row = require_row(group_id) if entry else row
     if row[1] == REMOVED:
@@ -288,7 +325,7 @@ def place_of(
         raise OptionTypeError(f"placement_group must be a PlacementGroup, not {group!r}", option=_OPTION)
     if group.is_empty:
         return None
-    entry = _native.find_group(group.id)
+    entry = find_entry(group.id)
     row = _native.group_row(entry) if entry else None
     if row is None or row[0] != group.id or row[1] == REMOVED:
         if what == "actor":

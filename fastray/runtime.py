@@ -119,7 +119,7 @@ class Runtime:
         demand = options.demand()
         place, captured = self._place(options, demand, "task")
         problems = None if place[0] else missing(demand, options, self._totals, self.labels())
-        wishes = 0 if place[0] else wishes_of(self.attachment, demand, options, self.node_id(), bool(problems))
+        wishes = wishes_of(self.attachment, demand, options, self.node_id(), bool(problems), bool(place[0]))
         if problems and not wishes:
             refuse_task(problems)
         environment = self._environment(options, captured)
@@ -164,7 +164,7 @@ class Runtime:
         demand = options.demand()
         place, captured = self._place(options, demand, "actor")
         problems = None if place[0] else missing(demand, options, self._totals, self.labels())
-        wishes = 0 if place[0] else wishes_of(self.attachment, demand, options, self.node_id(), bool(problems))
+        wishes = wishes_of(self.attachment, demand, options, self.node_id(), bool(problems), bool(place[0]))
         if problems and not wishes:
             refuse_actor(name, problems)
         return demand, list(self._totals), self._environment(options, captured), wishes, place

@@ -168,14 +168,15 @@ cdef extern from "types.h" namespace "fastray" nogil:
         char name_space[64]
         char entrypoint[156]
         Atomic32 records_failures
-    uint32_t kGroupsMax, kGroupIdBytes, kGroupRemoved
+    uint32_t kGroupsMax, kGroupIdBytes, kGroupRemoved, kGroupShared
     cdef cppclass Group:
         Atomic32 state, life
         uint32_t job, flags
         uint8_t id[24]
-        uint64_t spec, spec_bytes, reserved[16]
+        uint64_t creator, spec, spec_bytes, reserved[16]
         int64_t made_ns, ready_ns
         char name[96], name_space[64]
+        Atomic32 held
     cdef struct Resource:
         char name[56]
         uint64_t total
@@ -186,7 +187,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Offset durable
         uint32_t cpus, membarrier, lineage_tasks
         uint64_t lineage_file_bytes
-        Atomic32 limits_used, agent_slot, clustered
+        Atomic32 limits_used, agent_slot, clustered, groups_changed
         uint64_t node_number
         Resource resources[16]
 
@@ -263,6 +264,7 @@ cdef extern from "durable_index.h" namespace "fastray" nogil:
 
 cdef extern from "proc_set.h" namespace "fastray::proc_set" nogil:
     void proc_set_add "fastray::proc_set::add"(ProcSet& s, uint32_t slot)
+    cbool proc_set_take "fastray::proc_set::take"(ProcSet& s, uint32_t slot)
 
 cdef extern from "object_allocator.h" namespace "fastray" nogil:
     cdef struct AllocatorUsage "fastray::ObjectAllocator::Usage":

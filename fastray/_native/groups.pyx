@@ -15,13 +15,20 @@ from fastray._native.cpp cimport (
     Process,
     Record,
     Segment,
+    kActorAlive,
     kActorClass,
+    kActorPending,
+    kActorStarting,
     kErrorGroupRemoved,
+    kEntryUsed,
     kFailed,
     kGroupIdBytes,
+    kGroupShared,
     kGroupsMax,
     kObject,
     now_ns,
+    proc_set_add,
+    proc_set_take,
 )
 from fastray._native.object_ref cimport make_ref, session
 from fastray._native.session cimport Attachment
@@ -127,6 +134,108 @@ def leased(Attachment attachment):
             if not (names[i] == "CPU" and p.blocked.load()):
                 used[i] += segment.cls(lease - 1).demand[i]
     return dict(zip(names, used))
+
+
+# ---- for the node agent -----------------------------------------------------------------------------------
+
+
+def changes():
+    """Grows whenever the node changes a group of the cluster."""
+    return session.process.segment().header().groups_changed.load()
+
+
+def shared_rows():
+    """(entry, id, state, life, job, flags, name, namespace, spec, whether an actor made it, attempt in which the node
+    held all that it is to hold, or -1) of each group of the cluster that the node knows."""
+    cdef uint32_t g
+    cdef Group* group
+    rows = []
+    for g in range(1, kGroupsMax):
+        group = entry(g)
+        if group.state.load() == 0 or not group.flags & kGroupShared:
+            continue
+        row = group_row(g)
+        rows.append((g, *row[:8], bool(group.creator), <int64_t>group.held.load() - 1))
+    return rows
+
+
+def routed_classes():
+    """(class, tasks that wait, job, placement, runtime_env) of each class that is not for workers here, and of no
+    placement group."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t c
+    cdef Class* cls
+    rows = []
+    for c in range(header.classes_used.load()):
+        cls = &session.process.segment().cls(c)
+        if cls.state.load() == kEntryUsed and cls.routed and cls.group == 0:
+            rows.append((c, session.process.waiting_in(c), cls.job, cls.placement, cls.runtime_env))
+    return rows
+
+
+def group_classes():
+    """(class, entry, life, bundle, routed, placement, runtime_env, job, tasks that wait) of each class of a group."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t c
+    cdef Class* cls
+    rows = []
+    for c in range(header.classes_used.load()):
+        cls = &session.process.segment().cls(c)
+        if cls.state.load() == kEntryUsed and cls.group != 0 and cls.placement != 0:
+            rows.append((c, cls.group, cls.group_life, cls.bundle, bool(cls.routed), cls.placement, cls.runtime_env,
+                         cls.job, session.process.waiting_in(c) if cls.routed else 0))
+    return rows
+
+
+def group_actors():
+    """(class, entry, life, bundle, routed, placement, ActorState) of each actor in a group that may move."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t a
+    cdef Class* cls
+    rows = []
+    for a in range(header.actors_used.load()):
+        cls = &session.process.segment().cls(kActorClass + a)
+        if cls.group != 0 and cls.placement != 0:
+            rows.append((kActorClass + a, cls.group, cls.group_life, cls.bundle, bool(cls.routed), cls.placement,
+                         session.process.segment().actor(a).state.load()))
+    return rows
+
+
+def hosts_of_group(uint32_t of_entry, uint32_t of_life):
+    """Creations of the actors of this node in a group that are placed, here or elsewhere."""
+    cdef Header* header = &session.process.segment().header()
+    cdef uint32_t a, state
+    cdef Class* cls
+    rows = []
+    for a in range(header.actors_used.load()):
+        cls = &session.process.segment().cls(kActorClass + a)
+        state = session.process.segment().actor(a).state.load()
+        if cls.group != of_entry or cls.group_life != of_life or cls.placement == 0:
+            continue
+        if state == kActorStarting or state == kActorAlive or (state == kActorPending and not cls.routed):
+            rows.append(session.process.segment().actor(a).creation.load())
+    return rows
+
+
+def tasks_in(uint32_t c):
+    """How many tasks of a class wait here or run, about."""
+    return session.process.waiting_in(c) + session.process.segment().cls(c).leases.load()
+
+
+def place_of_class(uint32_t c):
+    """(entry, life, bundle) of the group of a class; zeros: of none."""
+    cdef Class* cls = &session.process.segment().cls(c)
+    return cls.group, cls.group_life, cls.bundle
+
+
+def set_routed(uint32_t c, bint routed):
+    """The tasks of this class are the agent's to place, or those of workers here."""
+    cdef Class* cls = &session.process.segment().cls(c)
+    cls.routed = routed
+    if not routed:
+        proc_set_take(cls.sleeping, session.process.slot())
+        proc_set_add(cls.sleeping, 0)  # the node has no lease on it yet
+    session.process.ring_bell()
 
 
 def removed_reference():

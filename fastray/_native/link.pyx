@@ -60,24 +60,6 @@ def join_cluster(uint64_t node_number):
     header.clustered.store(1)
 
 
-def routed_classes():
-    """(class, tasks that wait, job, placement, runtime_env) of each class that is not for workers here."""
-    cdef Header* header = &session.process.segment().header()
-    cdef uint32_t c
-    cdef Class* cls
-    rows = []
-    for c in range(header.classes_used.load()):
-        cls = &session.process.segment().cls(c)
-        if cls.state.load() == kEntryUsed and cls.routed:
-            rows.append((c, session.process.waiting_in(c), cls.job, cls.placement, cls.runtime_env))
-    return rows
-
-
-def stays_here(uint32_t c):
-    """True for a class that the agent may not send away: of a placement group on this node."""
-    return session.process.segment().cls(c).group != 0
-
-
 def describe_class(uint32_t c):
     """(demand by resource name, runtime_env, placement, job) of a class."""
     cdef Header* header = &session.process.segment().header()
@@ -302,6 +284,17 @@ cdef class Link:
     def describe(self, uint32_t function, bytes message):
         self.link.describe(function, message)
 
+    def unknown_classes(self):
+        """Classes of placement groups of the claimed tasks that the peer has not been told of."""
+        return list(self.link.unknown_classes())
+
+    def describe_class(self, uint32_t cls, bytes message):
+        self.link.describe_class(cls, message)
+
+    def outstanding_in(self, uint32_t cls):
+        """Tasks of this class that are out there."""
+        return self.link.outstanding_in(cls)
+
     def send_staged(self):
         self.link.send_staged()
 
@@ -378,6 +371,10 @@ cdef class Link:
         local.function = function
         local.cls = cls
         self.link.know(number, local)
+
+    def know_class(self, uint32_t number, cls):
+        """The peer's class `number` is `cls` here; None: its placement group was removed."""
+        self.link.know_class(number, 0xFFFFFFFF if cls is None else <uint32_t>cls)  # kNoClass
 
     def collect(self):
         """Writes the results of what has ended; whether there were any."""

@@ -50,7 +50,7 @@ class Attachment:
     def own_gpus(self) -> int: ...
     def register_class(
         self, demand: dict[str, int], runtime_env: int = 0, placement: int = 0, job: int | None = None,
-        place: tuple[int, int, int] = ...,
+        place: tuple[int, int, int] = ..., here: bool = False,
     ) -> int: ...
     def register_function(
         self,

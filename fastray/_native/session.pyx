@@ -327,12 +327,13 @@ cdef class Attachment:
 
     # ---- scheduling classes --------------------------------------------------------------------------
 
-    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None, tuple place=(0, 0, 0)):
+    def register_class(self, dict demand, uint32_t runtime_env=0, uint32_t placement=0, job=None, tuple place=(0, 0, 0),
+                       bint here=False):
         """Index of the class with this demand (1/10000 of a unit, by resource name), runtime_env and place in a
         group (zeros: none).
 
-        With `placement` (function-table index of pickled wishes) its tasks are the node agent's to place. `job`: of the
-        node agent, whose tasks they are.
+        With `placement` (function-table index of pickled wishes) its tasks are the node agent's to place, unless they are
+        to stay `here`. `job`: of the node agent, whose tasks they are.
         """
         cdef Header* header = &self.segment.header()
         names = list(self.resources())
@@ -347,13 +348,13 @@ cdef class Attachment:
             if cls.state.compare_exchange_strong(expected, entry_writing(self.process.slot())):
                 cls.runtime_env = runtime_env
                 cls.job = of_job
-                cls.routed = placement != 0
+                cls.routed = placement != 0 and not here
                 cls.placement = placement
                 cls.group, cls.group_life, cls.bundle = place
                 for i in range(kResourcesMax):
                     cls.demand[i] = wanted[i]
                 # who has to learn of it: nobody has a lease on it yet
-                proc_set_add(cls.sleeping, agent if placement else 0)
+                proc_set_add(cls.sleeping, agent if cls.routed else 0)
                 cls.state.store(kEntryUsed)
                 used = header.classes_used.load()
                 while used < c + 1 and not header.classes_used.compare_exchange_strong(used, c + 1):

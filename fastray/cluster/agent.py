@@ -45,6 +45,8 @@ from fastray.gcs import auth, commands
 from fastray.gcs.client import WINDOW_S, GcsClient
 from fastray.gcs.records import ALIVE, RUNNING, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
+from fastray.scheduling.resources import units
+from fastray.scheduling.view import NodeView
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class Agent:
         self.nodes: dict[bytes, Node] = {}
         self._rows: dict[bytes, Node] = {}  # dead ones too
         self._loads: dict[bytes, Load] = {}
+        self.topics: dict[str, Callable[[bytes, Any], None]] = {}  # tables that services subscribe to, until `settle`
         self.job_ended: Callable[[int], None] | None = None
         self.forwarded: Callable[[int, int, bool], None] | None = None  # (kind, handle, force) of a control message
         self._job_table: dict[bytes, Job] = {}
@@ -122,7 +125,7 @@ class Agent:
         """What drivers and commands may have to wait for: numbers of jobs, the tables, answers to inquiries."""
         self.gcs.subscribe_all({
             "node": self._node_changed, "load": self._load_changed, "job": self._job_changed,
-            f"channel:{CHANNEL}": self.demands.heard,
+            f"channel:{CHANNEL}": self.demands.heard, **self.topics,
         })  # fmt: skip
         Adopter(self)
         self._jobs.begin(self.attachment.jobs())
@@ -219,6 +222,15 @@ class Agent:
         """Numbers of those that the store remembers."""
         with self.lock:
             return {row.job_id for row in self._job_table.values() if row.state != RUNNING}
+
+    def node_views(self) -> list[NodeView]:
+        """The nodes that are alive, with what they last said is free, and nothing assumed."""
+        with self.lock:
+            return [
+                NodeView(node_id, dict(node.total), units(load.available), node.labels)
+                for node_id, node in self.scheduler.nodes.items()
+                if (load := self._loads.get(node_id)) is not None and load.epoch == self.nodes[node_id].epoch
+            ]
 
     def node_of_job(self, job: int) -> bytes:
         """The node where its driver is; b"" when nobody knows."""

@@ -37,6 +37,11 @@ def _rows(path: str, attachment: Attachment | None = None) -> list[dict[str, Any
     return rows
 
 
+def living(path: str) -> list[dict[str, Any]]:
+    """Of the nodes that are alive: "node_id", "resources", "labels" and others."""
+    return [row for row in _rows(path) if row["state"] == ALIVE]
+
+
 def _host(address: str) -> str:
     return address.rpartition(":")[0] or address
 

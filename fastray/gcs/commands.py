@@ -237,12 +237,22 @@ class GroupCreate(Command, tag="group.create"):
     group: PlacementGroup
 
 
-class GroupPlaced(Command, tag="group.placed"):
-    """Search `attempt` found a node for each bundle."""
+class GroupPropose(Command, tag="group.propose"):
+    """A node for each bundle: those that do not have it yet are to reserve it, and say so by GroupAgree. Without
+    epochs: what was proposed is not wanted any more. `attempt` is that of the row it follows from.
+    """
 
     group_id: bytes
     attempt: int
     epochs: list[int]
+
+
+class GroupAgree(Command, tag="group.agree"):
+    """The node has reserved all that is proposed for it in `attempt`. The last one to say so places the group."""
+
+    group_id: bytes
+    attempt: int
+    epoch: int
 
 
 class GroupRemove(Command, tag="group.remove"):
@@ -309,7 +319,8 @@ AnyCommand = Union[
     ActorByName,
     ActorNames,
     GroupCreate,
-    GroupPlaced,
+    GroupPropose,
+    GroupAgree,
     GroupRemove,
     GroupGet,
     GroupByName,

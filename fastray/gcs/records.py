@@ -132,7 +132,10 @@ class Job(Row):
 
 
 class PlacementGroup(Row):
-    """Bundles of resources that are reserved together. `epochs[i]` is where bundle i is, 0 for nowhere."""
+    """Bundles of resources that are reserved together. `epochs[i]` is where bundle i is, 0 for nowhere.
+
+    While nodes are asked whether they have room, `proposed` says which, for each bundle, and `agreed` who has it.
+    """
 
     group_id: bytes
     bundles: list[dict[str, float]]
@@ -142,10 +145,17 @@ class PlacementGroup(Row):
     name: str = ""
     detached: bool = False
     state: str = PENDING
-    attempt: int = 0  # grows when bundles are lost: an answer to an older search is refused
+    attempt: int = 0  # grows with each proposal and each loss: an answer to an older one is refused
     epochs: list[int] = []
     created_at: float = 0.0
     reason: str = ""
+    selectors: list[dict[str, str]] = []  # labels that the node of each bundle has; empty: any
+    node: bytes = b""  # where it was made
+    in_actor: bool = False  # by an actor: that node ends it with the actor
+    proposed: list[int] = []
+    agreed: list[int] = []
+    lost: list[bytes] = []  # where bundles were whose node is dead: it may come back; b"" otherwise
+    placed_at: float = 0.0
 
 
 class Session(Row):

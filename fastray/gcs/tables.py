@@ -183,14 +183,16 @@ class GlobalState:
         before = self.nodes.rows.get(command.node.node_id)
         if before is not None and before.state == ALIVE:
             self._node_died(before.epoch, "it joined again", context.now, changes)
-        return self.nodes.register(command, context, changes)
+        epoch = self.nodes.register(command, context, changes)
+        self.groups.node_came(command.node.node_id, epoch, changes)
+        return epoch
 
     def _node_died(self, epoch: int, reason: str, now: float, changes: Changes) -> bool:
         node = self.nodes.died(epoch, reason, now, changes)
         if node is None:
             return False
         self.actors.node_died(node.node_id, reason, now, changes)
-        self.groups.node_died(epoch, reason, changes)
+        self.groups.node_died(node, reason, changes)
         self.tasks.node_died(epoch, reason, now, changes)
         self.objects.node_died()
         return True
@@ -204,7 +206,8 @@ class GlobalState:
         if not self.jobs.end(command, now, changes):
             return False
         self.actors.job_ended(command.job_id, now, changes)
-        self.groups.job_ended(command.job_id, changes)
+        if not command.failed:  # else its driver may live on: its node's agent died, and the next one says so
+            self.groups.job_ended(command.job_id, changes)
         self.functions.job_ended(command.job_id, self.actors.classes_in_use(), changes)
         return True
 
@@ -259,7 +262,8 @@ class GlobalState:
             c.ActorByName: lambda m, x, ch: self.actors.by_name(m.namespace, m.name),
             c.ActorNames: lambda m, x, ch: self.actors.names(),
             c.GroupCreate: lambda m, x, ch: self.groups.create(m, x.now, ch),
-            c.GroupPlaced: lambda m, x, ch: self.groups.placed(m, ch),
+            c.GroupPropose: lambda m, x, ch: self.groups.propose(m, ch),
+            c.GroupAgree: lambda m, x, ch: self.groups.agree(m, x.now, ch),
             c.GroupRemove: lambda m, x, ch: self.groups.remove(m, ch),
             c.GroupGet: lambda m, x, ch: self.groups.require(m.group_id, "placement group"),
             c.GroupByName: lambda m, x, ch: self.groups.by_name(m.namespace, m.name),

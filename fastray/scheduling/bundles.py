@@ -27,27 +27,32 @@ SEARCH_STEPS_MAX = 20_000
 
 
 def place_group(
-    bundles: Sequence[Units], strategy: str, nodes: Sequence[NodeView], kept: Mapping[int, bytes] | None = None
+    bundles: Sequence[Units],
+    strategy: str,
+    nodes: Sequence[NodeView],
+    kept: Mapping[int, bytes] | None = None,
+    origin: bytes = b"",
 ) -> list[bytes] | Infeasible | Busy:
     """A node for each bundle; Busy when it would fit into an idle cluster; Infeasible when it never does.
 
-    `kept`: bundles that have their node (and its resources) already.
+    `kept`: bundles that have their node (and its resources) already. Of nodes that are as good for bundles which are to
+    be together, `origin` is taken.
     """
     kept = dict(kept or {})
-    found = _search(bundles, strategy, {node.node_id: dict(node.available) for node in nodes}, kept)
+    found = _search(bundles, strategy, {node.node_id: dict(node.available) for node in nodes}, kept, origin)
     if found is not None:
         return [found[index] for index in range(len(bundles))]
     idle = {node.node_id: dict(node.total) for node in nodes}
     for index, node_id in kept.items():
         if node_id in idle:
             add(idle[node_id], bundles[index], -1)
-    if _search(bundles, strategy, idle, kept) is not None:
+    if _search(bundles, strategy, idle, kept, origin) is not None:
         return Busy("its resources are in use")
     return _why_not(bundles, strategy, nodes)
 
 
 def _search(
-    bundles: Sequence[Units], strategy: str, free: dict[bytes, Units], kept: Mapping[int, bytes]
+    bundles: Sequence[Units], strategy: str, free: dict[bytes, Units], kept: Mapping[int, bytes], origin: bytes
 ) -> Where | None:
     """`free` is used up on the way."""
     untouched = {node_id: dict(there) for node_id, there in free.items()}
@@ -56,9 +61,9 @@ def _search(
     holders = {i: sum(fits(bundles[i], there) for there in free.values()) for i in left}
     left.sort(key=lambda i: (holders[i], -sum(bundles[i].values()), i))
     if strategy == "STRICT_PACK":
-        found = _on_one(bundles, left, free, set(kept.values()))
+        found = _on_one(bundles, left, free, set(kept.values()), origin)
     elif strategy == "PACK":
-        found = _packed(bundles, left, free, list(dict.fromkeys(kept.values())))
+        found = _packed(bundles, left, free, list(dict.fromkeys(kept.values())), origin)
     else:
         found = _matched(bundles, left, {n: there for n, there in free.items() if n not in kept.values()})
         if found is None and strategy == "SPREAD":
@@ -69,7 +74,7 @@ def _search(
 
 
 def _on_one(
-    bundles: Sequence[Units], left: Sequence[int], free: Mapping[bytes, Units], only: set[bytes]
+    bundles: Sequence[Units], left: Sequence[int], free: Mapping[bytes, Units], only: set[bytes], origin: bytes
 ) -> Where | None:
     together: Units = {}
     for index in left:
@@ -77,12 +82,12 @@ def _on_one(
     fitting = [n for n, there in free.items() if fits(together, there) and (not only or only == {n})]
     if not fitting:
         return None
-    tightest = min(fitting, key=lambda n: (sum(free[n].values()), n))
+    tightest = min(fitting, key=lambda n: (n != origin, sum(free[n].values()), n))
     return dict.fromkeys(left, tightest)
 
 
 def _packed(
-    bundles: Sequence[Units], left: Sequence[int], free: dict[bytes, Units], first: Sequence[bytes]
+    bundles: Sequence[Units], left: Sequence[int], free: dict[bytes, Units], first: Sequence[bytes], origin: bytes
 ) -> Where | None:
     found: Where = {}
     rest = list(left)
@@ -90,7 +95,8 @@ def _packed(
     while rest:
         takes = {node_id: _fill(bundles, rest, there) for node_id, there in free.items()}
         best = max(
-            sorted(takes), key=lambda n: (n in used and bool(takes[n]), len(takes[n]), -sum(free[n].values())),
+            sorted(takes),
+            key=lambda n: (n in used and bool(takes[n]), len(takes[n]), n == origin, -sum(free[n].values())),
             default=b"",
         )
         if not takes.get(best):

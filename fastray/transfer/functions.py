@@ -16,8 +16,13 @@ from typing import Any
 
 import msgspec
 
+from fastray._native import groups
 from fastray._native import link as native
 from fastray._native.actors import register_actor, release_actor
+from fastray.feasibility import wishes_in_group
+from fastray.placement_groups import HERE
+from fastray.placement_groups import REMOVED as GROUP_REMOVED
+from fastray.runtime import OUTSIDE
 from fastray.runtime_env import JOB, PACKAGES
 from fastray.runtime_envs.publish import name_it
 from fastray.runtime_envs.store import session_store
@@ -27,9 +32,11 @@ if TYPE_CHECKING:
     from fastray._native.link import Link
     from fastray._native.object_ref import ObjectRef
     from fastray._native.session import Attachment
+    from fastray.placement_groups import Place
 
 NO_PLACEMENT = 0xFFFFFFFF  # of an entry that stands for another node's actor
 FLAG_ENVIRONMENT = 4  # kBlobIsRuntimeEnv
+REMOVED = (1, 0xFFFFFFFF, -1)  # a place in a group that is over: no entry had so many lives
 
 
 class Definition(msgspec.Struct, array_like=True):
@@ -61,6 +68,19 @@ class ActorDefinition(msgspec.Struct, array_like=True):
     environment: bytes
     job: int
     identity: tuple[int, int]
+    group: bytes = b""  # its placement group
+    bundle: int = -1
+
+
+class ClassDefinition(msgspec.Struct, array_like=True):
+    """A class of a placement group: its tasks run in the bundle, or in any that the receiver has."""
+
+    number: int  # of the sender's table, + 1
+    demand: dict[str, int]
+    environment: bytes
+    job: int
+    group: bytes
+    bundle: int
 
 
 class Wishes(msgspec.Struct, array_like=True):
@@ -120,7 +140,10 @@ class Functions:
         demand, environment, job = self.demand(cls)
         blobs = self._attachment.function_blob
         pickled = blobs(environment) if environment else b""
-        return ActorDefinition(creation, class_name, flags, max_restarts, blobs(info), demand, pickled, job, identity)
+        group, bundle = _group_of_class(cls)
+        return ActorDefinition(
+            creation, class_name, flags, max_restarts, blobs(info), demand, pickled, job, identity, group, bundle
+        )
 
     def make_handle(self, link: Link, reference: bytes, given: ActorDefinition) -> None:
         """An entry for an actor of the other node, that a handle names here."""
@@ -137,10 +160,30 @@ class Functions:
             given.info, _digest(given.info, b"(0, 0, 0, 0)"), given.class_name, 0, 0, 0, 0, 0, shared=True
         )
         environment = self._environment(given.environment, given.job)
+        place = _place_of(given.group, given.bundle) if given.group and placement != NO_PLACEMENT else OUTSIDE
         return register_actor(
             given.demand, list(self._attachment.resources()), environment, given.flags, given.max_restarts, info,
-            given.class_name, "", "", placement, given.job, identity=given.identity,
+            given.class_name, "", "", placement, given.job, place, identity=given.identity,
         )  # fmt: skip
+
+    # ---- classes of placement groups ------------------------------------------------------------------
+
+    def describe_class(self, cls: int) -> ClassDefinition:
+        demand, environment, job = self.demand(cls)
+        pickled = self._attachment.function_blob(environment) if environment else b""
+        return ClassDefinition(cls + 1, demand, pickled, job, *_group_of_class(cls))
+
+    def make_class(self, link: Link, given: ClassDefinition) -> None:
+        place = _place_of(given.group, given.bundle)
+        if place == REMOVED:
+            return link.know_class(given.number, None)
+        environment = self._environment(given.environment, given.job)
+        return link.know_class(given.number, self.class_here(given.demand, environment, given.job, place))
+
+    def class_here(self, demand: dict[str, int], environment: int, job: int, place: Place) -> int:
+        """A class for workers of this node, in a bundle that it has."""
+        placement = wishes_in_group(self._attachment, demand, job)
+        return self._attachment.register_class(demand, environment, placement, job, place, here=True)
 
     def local_class(self, demand: dict[str, int], environment: int, job: int) -> int:
         return self._attachment.register_class(demand, environment, 0, job)
@@ -158,6 +201,22 @@ class Functions:
         return self._attachment.register_function(
             blob, _digest(blob), "runtime_env", FLAG_ENVIRONMENT, 0, 0, 0, 0, owner_job=job
         )
+
+
+def _group_of_class(cls: int) -> tuple[bytes, int]:
+    """Id of its placement group, b"" for none, and its bundle."""
+    entry, life, bundle = groups.place_of_class(cls)
+    row = groups.group_row(entry) if entry else None
+    return (row[0] if row is not None and row[2] == life else b"", bundle)
+
+
+def _place_of(group_id: bytes, bundle: int) -> Place:
+    """Where a task of another node's group runs here; REMOVED when that is not there any more."""
+    entry = groups.find_group(group_id)
+    row = groups.group_row(entry) if entry else None
+    if row is None or row[0] != group_id or row[1] == GROUP_REMOVED:
+        return REMOVED
+    return entry, row[2], HERE if bundle < 0 else bundle
 
 
 def _digest(blob: bytes, more: bytes = b"") -> bytes:

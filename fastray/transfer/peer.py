@@ -1,8 +1,8 @@
 """One other node, as its neighbour's agent sees it: its link, the stream to it, and the messages between batches.
 
-    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "actor": an ActorDefinition;
-              "handle": a reference and an ActorDefinition; "wanted", "found": see names.py; "log": job, pid, stream,
-              text; "flight": where its store is
+    message   a frame for Python: msgpack of (kind, content). "function": a Definition; "class": a ClassDefinition;
+              "actor": an ActorDefinition; "handle": a reference and an ActorDefinition; "wanted", "found": see
+              names.py; "log": job, pid, stream, text; "flight": where its store is
 
 Everything here runs with the agent's lock held but `Stream.send`'s own thread. Called by router.py.
 """
@@ -17,13 +17,15 @@ import msgspec
 from fastray._native import link as native
 from fastray._native.link import Link
 from fastray.actor import OUT_OF_ORDER
-from fastray.transfer.functions import ActorDefinition, Definition, Functions
+from fastray.exceptions import TaskUnschedulableError
+from fastray.transfer.functions import ActorDefinition, ClassDefinition, Definition, Functions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastray.gcs.records import Node
+    from fastray.scheduling.view import Infeasible
     from fastray.transfer.names import Names
     from fastray.transfer.stream import Stream
     from fastray.transfer.trace import Trace
@@ -64,6 +66,9 @@ class Peer:
         """What was claimed or staged goes out, behind the functions it needs."""
         for function in self.link.unknown_functions():
             self._describe(function)
+        for cls in self.link.unknown_classes():
+            definition = self._functions.describe_class(cls)
+            self.link.describe_class(cls, msgspec.msgpack.encode(("class", definition)))
         self.introduce_actors()
         self.link.send_staged()
 
@@ -118,6 +123,8 @@ class Peer:
             self._functions.make(self.link, definition)
             if self._trace is not None:
                 self._trace.note("function_made", name=definition.name, digest=definition.digest.hex())
+        elif kind == "class":
+            self._functions.make_class(self.link, msgspec.msgpack.decode(content, type=ClassDefinition))
         elif kind == "actor":
             self._functions.make_actor(self.link, msgspec.msgpack.decode(content, type=ActorDefinition))
         elif kind == "handle":
@@ -152,3 +159,17 @@ def error_of(agent_error: bytes, error: Exception) -> bytes:
     import pickle
 
     return agent_error + pickle.dumps(error)
+
+
+def unschedulable(outcome: Infeasible) -> bytes:
+    """The same of a task that no node can run."""
+    return error_of(native.AGENT_ERROR, TaskUnschedulableError(cannot(outcome), missing=outcome.missing))
+
+
+def cannot(outcome: Infeasible) -> str:
+    """For people."""
+    lacks = "; ".join(
+        f"{name}: asked for {asked:g}, the most any node has is {there:g}"
+        for name, (asked, there) in outcome.missing.items()
+    )
+    return f"this task can never run in this cluster: {outcome.reason}" + (f" ({lacks})" if lacks else "") + "."

@@ -23,6 +23,7 @@ import time
 import traceback
 
 from fastray._native import link as native
+from fastray._native.groups import routed_classes
 from fastray.actor_errors import HANDLES_GONE, NODE_GONE, START_FAILED
 from fastray.control import (
     CANCEL,
@@ -33,7 +34,7 @@ from fastray.control import (
     kill_actor_message,
     print_message,
 )
-from fastray.exceptions import NodeDiedError, TaskUnschedulableError
+from fastray.exceptions import NodeDiedError
 from fastray.gcs import auth, commands
 from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.labels import conditions
@@ -43,10 +44,11 @@ from fastray.transfer import trace
 from fastray.transfer.bulk import Bulk
 from fastray.transfer.copies import Copies
 from fastray.transfer.functions import Definition, Functions, Wishes
+from fastray.transfer.groups import Groups
 from fastray.transfer.locations import Locations
 from fastray.transfer.names import Names
 from fastray.transfer.packages import Packages
-from fastray.transfer.peer import Peer, error_of, number_of
+from fastray.transfer.peer import Peer, error_of, number_of, unschedulable
 from fastray.transfer.remote_logs import LogForwarder
 from fastray.transfer.stream import Client, Server, Stream
 
@@ -90,6 +92,7 @@ class Router:
         self._names = Names(self)
         self._locations = Locations(agent)
         self._copies = Copies(self.peers, self._locations)
+        self._groups = Groups(agent, self.lock, self._functions, self.peers, self._say)
         self._trace = trace.from_environment()
         agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
@@ -147,10 +150,11 @@ class Router:
         while not self._closed and self._rows.get(row.node_id) is row:
             client = Client(row.address, self.agent.token, self._tls)
             stream = client.open(self.agent.node_id, self.agent.epoch)
-            ended = threading.Event()
-            self._connect(row, stream, ended)
-            client.begin(stream)
-            ended.wait()
+            if client.is_accepted(stream):  # what is sent to one that is not there would fail
+                ended = threading.Event()
+                self._connect(row, stream, ended)
+                client.begin(stream)
+                ended.wait()
             time.sleep(DIAL_WAIT_S)
 
     def _accept(self, node_id: bytes, epoch: int, stream: Stream) -> str:
@@ -240,13 +244,13 @@ class Router:
         unplaced, self._unplaced = self._unplaced, []
         for handle, cls in unplaced + native.claim(native.ROUTE_CLASS, BATCH_MAX):
             self._place_one(handle, cls)
-        for cls, waiting, job, placement, environment in native.routed_classes():
+        for cls, waiting, job, placement, environment in routed_classes():
             wishes = self._functions.wishes(placement) if waiting else None
             if wishes is None or self._place_class(cls, waiting, job, wishes, environment):
                 classes.append(cls)
             else:  # until there is room again, or another node
                 self._held_back = True
-        classes += self.look_at_actors()
+        classes += self.look_at_actors() + self._groups.step()
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
             self._swept = time.monotonic()
@@ -360,6 +364,8 @@ class Router:
             return next((peer.row.epoch for peer in self.peers.values() if peer.link.hosts(creation)), 0)
 
     def _place_actor(self, actor: int, creation: int, placement: int) -> None:
+        if self._groups.place_actor(actor, creation, placement):
+            return
         wishes = self._functions.wishes(placement)
         request = self._request(wishes)
         with self.agent.lock:
@@ -403,9 +409,8 @@ class Router:
                 peer.send_staged()
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
         if refusals and self._is_final(wishes, waiting):
-            error = TaskUnschedulableError(_cannot(refusals[0]), missing=refusals[0].missing)
             for handle, _ in native.claim(cls, portion * len(refusals)):
-                native.fail(handle, error_of(native.AGENT_ERROR, error))
+                native.fail(handle, unschedulable(refusals[0]))
                 left += 1
         return left
 
@@ -414,7 +419,7 @@ class Router:
         queues, self.agent.queues = self.agent.queues, {}
         for name, (waiting, seconds) in queues.items():
             cls = int(name)
-            if waiting * seconds < SPILL_WAIT_S or seconds < SPILL_TASK_S or native.stays_here(cls):
+            if waiting * seconds < SPILL_WAIT_S or seconds < SPILL_TASK_S:
                 continue
             demand, _, placement, _ = native.describe_class(cls)
             if placement or not demand:
@@ -437,8 +442,7 @@ class Router:
 
     def _place_one(self, handle: int, cls: int) -> None:
         """A task with arguments on other nodes: there, or here once they have come."""
-        if native.stays_here(cls):
-            native.put_back(handle, cls)
+        if self._groups.place_one(handle, cls, self._unplaced):
             return
         if self._trace is not None:
             self._trace.note("routed", task=trace.name(handle))
@@ -467,8 +471,7 @@ class Router:
             if not self._is_final(wishes, 1):
                 self._unplaced.append((handle, cls))
                 return
-            error = TaskUnschedulableError(_cannot(outcome), missing=outcome.missing)
-            native.fail(handle, error_of(native.AGENT_ERROR, error))
+            native.fail(handle, unschedulable(outcome))
         else:
             local = self._functions.local_class(demand, environment, job) if placement else cls
             native.put_back(handle, local)
@@ -490,17 +493,8 @@ class Router:
         return False
 
     def _request(self, wishes: Wishes) -> Request:
-        return self._request_of(wishes.demand)._replace(
-            strategy=wishes.strategy, labels=conditions(wishes.labels or {})
-        )
+        request = self._request_of(wishes.demand)
+        return request._replace(strategy=wishes.strategy, labels=conditions(wishes.labels or {}))
 
     def _request_of(self, demand: dict[str, int]) -> Request:
         return Request({name: units for name, units in demand.items() if units}, origin=self.agent.node_id)
-
-
-def _cannot(outcome: Infeasible) -> str:
-    lacks = "; ".join(
-        f"{name}: asked for {asked:g}, the most any node has is {there:g}"
-        for name, (asked, there) in outcome.missing.items()
-    )
-    return f"this task can never run in this cluster: {outcome.reason}" + (f" ({lacks})" if lacks else "") + "."

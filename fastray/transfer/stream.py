@@ -78,6 +78,10 @@ class Stream:
             reason = f"{type(error).__name__}: {error}"
         self.end(reason)
 
+    def send_end(self) -> None:
+        """Nothing more is sent."""
+        self._out.put(None)
+
     def begin(self, batches: Iterator[bytes], cancel: Callable[[], Any]) -> None:
         self._cancel = cancel
         threading.Thread(target=self.read, args=(batches,), name="fastray-link", daemon=True).start()
@@ -86,7 +90,7 @@ class Stream:
         """Closes it. May be called again, and by anybody."""
         if not self._ended.acquire(blocking=False):
             return
-        self._out.put(None)
+        self.send_end()
         if self._cancel is not None:
             self._cancel()
         self.on_end(reason)
@@ -128,6 +132,7 @@ class Server:
         problem = self._accept(node_id, epoch, stream)
         if problem:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        context.send_initial_metadata(())  # accepted: see Client.is_accepted
         context.add_callback(lambda: stream.end("the connection broke"))
         stream.begin(batches, context.cancel)
         return stream.batches()
@@ -163,6 +168,19 @@ class Client:
         )
         stream.call = call  # type: ignore[attr-defined]
         return stream
+
+    def is_accepted(self, stream: Stream) -> bool:
+        """Waits for the other side. False: it is not there, or refuses, and this is closed."""
+        call = stream.call  # type: ignore[attr-defined]
+        try:
+            call.initial_metadata()
+            if call.is_active():
+                return True
+        except grpc.RpcError:
+            pass
+        stream.send_end()
+        self._channel.close()
+        return False
 
     def begin(self, stream: Stream) -> None:
         call = stream.call  # type: ignore[attr-defined]

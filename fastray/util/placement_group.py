@@ -15,7 +15,16 @@ from fastray._native import groups as _native
 from fastray.exceptions import InvalidOptionError, OptionTypeError, TaskPlacementGroupRemoved
 from fastray.option_checks import check_label_selector
 from fastray.options import to_units
-from fastray.placement_groups import PENDING, READY, REMOVED, PlacementGroup, PlacementGroupID
+from fastray.placement_groups import (
+    ASKED,
+    LIVING,
+    MOVING,
+    PENDING,
+    READY,
+    REMOVED,
+    PlacementGroup,
+    PlacementGroupID,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from fastray.runtime import Runtime
     from fastray.scheduling.view import Infeasible
 
-STATES = {PENDING: "PENDING", READY: "CREATED", REMOVED: "REMOVED"}
+STATES = {ASKED: "PENDING", PENDING: "PENDING", READY: "CREATED", MOVING: "RESCHEDULING", REMOVED: "REMOVED"}
 SCHEDULING = {READY: "FINISHED", REMOVED: "REMOVED"}  # of those that wait: why
 
 _ready: RemoteFunction | None = None  # made on first use
@@ -70,7 +79,9 @@ def placement_group(
     _runtime.ensure_attached()
     runtime = _runtime.current_runtime()
     problem = _why_never(runtime, checked, strategy, selectors)
-    group = _groups.create(runtime, checked, strategy, name, lifetime == "detached", problem is not None)
+    group = _groups.create(
+        runtime, checked, strategy, selectors, name, lifetime == "detached", problem is not None
+    )
     if problem is not None:
         import warnings
 
@@ -124,16 +135,21 @@ def _why_never(
     runtime: Runtime, bundles: Bundles, strategy: str, selectors: list[dict[str, str]]
 ) -> Infeasible | None:
     """Why the nodes there are can never hold the bundles; None when they can."""
-    from fastray.scheduling.bundles import place_group
-    from fastray.scheduling.labels import conditions, describe, meets
+    from fastray.scheduling.group_placer import Wanted, place
+    from fastray.scheduling.resources import units
     from fastray.scheduling.view import Infeasible, NodeView
 
-    node = NodeView(bytes.fromhex(runtime.node_id()), runtime.attachment.resources())
-    wanted = [{name: to_units(amount) for name, amount in bundle.items()} for bundle in bundles]
-    for selector in selectors:
-        if not meets(runtime.labels(), conditions(selector)):
-            return Infeasible(f"no node has the labels {describe(conditions(selector))}")
-    found = place_group(wanted, strategy, [node])
+    if runtime.attachment.clustered:
+        from fastray.cluster.members import living
+
+        nodes = [
+            NodeView(bytes.fromhex(row["node_id"]), units(row["resources"]), None, row["labels"])
+            for row in living(runtime.session_path)
+        ]
+    else:
+        own = bytes.fromhex(runtime.node_id())
+        nodes = [NodeView(own, runtime.attachment.resources(), None, runtime.labels())]
+    found = place(Wanted(b"", 0, bundles, strategy, selectors, {}, [], False), nodes)
     return found if isinstance(found, Infeasible) else None
 
 
@@ -190,8 +206,11 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
             return PlacementGroup(PlacementGroupID(group_id), bundles)
     wanted = (placement_group_name.encode()[:95].decode(), runtime.namespace.encode()[:63].decode())
     for row in _native.group_rows():
-        if row[1] in (PENDING, READY) and (row[5], row[6]) == wanted:
+        if row[1] in LIVING and (row[5], row[6]) == wanted:
             return PlacementGroup(PlacementGroupID(row[0]), _groups.spec_of(row)[0])
+    for there in _groups.ask_groups(runtime) if runtime.attachment.clustered else []:
+        if there["state"] in LIVING and (there["name"], there["namespace"]) == wanted:
+            return PlacementGroup(PlacementGroupID(bytes.fromhex(there["id"])), there["bundles"])
     raise InvalidOptionError(
         f"namespace {runtime.namespace!r} has no placement group named {placement_group_name!r}",
         option="placement_group_name",
@@ -206,33 +225,57 @@ def get_current_placement_group() -> PlacementGroup | None:
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
-    """What the node knows of a group; of all groups, by id in hexadecimal, without one. {} for one it has forgotten.
+    """What is known of a group; of all groups of the node or cluster, by id in hexadecimal, without one. {} for one
+    that is forgotten.
 
     Fields as in Ray; times in milliseconds.
     """
     _runtime.ensure_attached()
     runtime = _runtime.current_runtime()
-    if placement_group is not None:
+    if not runtime.attachment.clustered and placement_group is not None:
         row = _groups.find_row(placement_group.id)
-        return {} if row is None else _describe(runtime, row)
-    return {row[0].hex(): _describe(runtime, row) for row in _native.group_rows() if row[1] in STATES}
+        return {} if row is None else _describe_own(runtime, row)
+    rows = {row[0].hex(): _describe_own(runtime, row) for row in _native.group_rows() if row[1] in STATES}
+    if runtime.attachment.clustered:
+        only = b"" if placement_group is None else placement_group.id
+        shared = {row["id"]: _describe_shared(row) for row in _groups.ask_groups(runtime, only)}
+        for group_id in shared.keys() & rows.keys():
+            if rows[group_id]["state"] == "REMOVED":  # the store may not have heard of it
+                shared[group_id]["state"] = shared[group_id]["stats"]["scheduling_state"] = "REMOVED"
+        rows = {**rows, **shared}
+    return rows if placement_group is None else rows.get(placement_group.id.hex(), {})
 
 
-def _describe(runtime: Runtime, row: GroupRow) -> dict[str, Any]:
+def _describe_own(runtime: Runtime, row: GroupRow) -> dict[str, Any]:
     group_id, state, _, _, flags, name, _, _, waited_ns = row
     bundles, strategy = _groups.spec_of(row)
-    node = runtime.node_id() if state != PENDING else ""
+    node = runtime.node_id() if state != PENDING and not runtime.attachment.clustered else ""
     waiting = "INFEASIBLE" if flags & _groups.FOREIGN else "QUEUED"
+    nodes, detached = [node] * len(bundles), bool(flags & _groups.DETACHED)
+    return _describe(group_id.hex(), name, bundles, nodes, strategy, state, detached, waited_ns / 1e6, waiting)
+
+
+def _describe_shared(row: dict[str, Any]) -> dict[str, Any]:
+    return _describe(
+        row["id"], row["name"], row["bundles"], row["nodes"], row["strategy"], row["state"], row["detached"],
+        1000 * row["waited_s"], "QUEUED",
+    )  # fmt: skip
+
+
+def _describe(
+    group_id: str, name: str, bundles: Bundles, nodes: list[str], strategy: str, state: int, detached: bool,
+    waited_ms: float, waiting: str,
+) -> dict[str, Any]:  # fmt: skip
     return {
-        "placement_group_id": group_id.hex(),
+        "placement_group_id": group_id,
         "name": name,
         "bundles": dict(enumerate(bundles)),
-        "bundles_to_node_id": dict.fromkeys(range(len(bundles)), node),
+        "bundles_to_node_id": dict(enumerate(nodes)),
         "strategy": strategy,
         "state": STATES[state],
-        "is_detached": bool(flags & _groups.DETACHED),
+        "is_detached": detached,
         "stats": {
-            "end_to_end_creation_latency_ms": waited_ns / 1e6,
+            "end_to_end_creation_latency_ms": waited_ms,
             "scheduling_state": SCHEDULING.get(state, waiting),
         },
     }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <memory>
+#include <tuple>
 
 #include "../../csrc/link.h"
 #include "session.h"
@@ -122,6 +123,46 @@ void small_tasks() {
     p.a.driver->drop(h);
   }
   CHECK(p.a.link->outstanding() == 0 && p.b.link->imported() == 0);
+}
+
+// Tasks of a placement group: in a class that the peer was told of, not in their function's.
+void classes_of_groups() {
+  constexpr uint32_t kInGroup = 2, kThere = 4;
+  Pair p;
+  for (auto [node, c, life] : {std::tuple{&p.a, kInGroup, 7u}, std::tuple{&p.b, kThere, 3u}}) {
+    Class& cls = node->session.segment.cls(c);
+    cls.group = 1;
+    cls.group_life = life;
+    cls.state.store(kEntryUsed);
+    node->session.segment.header().classes_used.store(c + 1);
+  }
+  auto submit = [&] {
+    Record* r;
+    uint64_t flags;
+    Handle h = make_task(*p.a.driver, {}, &r, &flags);
+    r->cls = kInGroup;
+    CHECK(p.a.driver->publish(r, h, flags) && p.a.link->claim(kInGroup, 10) == 1);
+    return h;
+  };
+  Handle first = submit();
+  CHECK(p.a.link->unknown_classes() == std::vector<uint32_t>{kInGroup});
+  p.a.link->describe_class(kInGroup, "");
+  CHECK(p.a.link->unknown_classes().empty());
+  (void)p.a.link->take_out();  // the message, which is Python's
+  p.b.link->know_class(kInGroup + 1, kThere);
+  p.send();
+  CHECK(p.b.agent->waiting_in(kThere) == 1 && p.a.link->outstanding_in(kInGroup) == 1 && p.a.link->outstanding_in(0) == 0);
+  Handle second = submit();
+  p.b.session.segment.cls(kThere).group_life = 4;  // it was removed there, and the class is another's
+  p.send();
+  p.answer();
+  CHECK(p.a.driver->sealed(second) && p.a.session.segment.record(second).result[0] == kErrorGroupRemoved);
+  Handle third = submit();
+  p.b.link->know_class(kInGroup + 1, Link::kNoClass);
+  p.send();
+  p.answer();
+  CHECK(p.a.driver->sealed(third) && p.a.session.segment.record(third).result[0] == kErrorGroupRemoved);
+  for (Handle h : {first, second, third}) p.a.driver->drop(h);
 }
 
 // A value that is there goes along once; one that is not is fetched when the other node needs it.
@@ -305,6 +346,7 @@ void garbage() {
 
 int main() {
   small_tasks();
+  classes_of_groups();
   arguments();
   big_results_stay();
   tasks_follow_their_arguments();

@@ -154,6 +154,49 @@ void a_removed_group_leaves_the_line() {
   EXPECT(p.at(3), "reserve 1");
 }
 
+// Of a cluster: what is reserved may be used once all nodes have agreed.
+void a_closed_bundle_runs_nothing_until_it_is_opened() {
+  Play p(2);
+  p.boot(false);
+  see_classes(p);
+  spare_workers(p, {4, 5});
+  p.state.class_backlog(1, true);
+  p.state.bundles_wanted(kGroup, {{0, units({{kCpu, 1}}), false}});
+  p.state.worker_died(3);
+  EXPECT(p.at(1), "reserve 1, stand 1, stand 2");
+  CHECK(p.state.held_bundles(kGroup).size() == 1 && !p.state.held_bundles(kGroup)[0].open);
+  EXPECT(p.at(2), "");
+  CHECK(!p.state.feasible(1));
+  p.state.bundle_opened(kGroup, 0);
+  EXPECT(p.at(3), "grant 1 to 4");
+}
+
+// Others of the group come and go beside those that the node has.
+void bundles_come_and_go_one_by_one() {
+  Play p({units({{kCpu, 4}, {kMemory, 100}}), 4, kCpu, -1, false});
+  see_classes(p);
+  spare_workers(p, {2, 3});
+  p.state.bundles_wanted(kGroup, {{0, units({{kCpu, 1}})}});
+  EXPECT(p.at(1), "reserve 1, stand 0, stand 1, stand 2");
+  p.state.class_backlog(1, true);
+  EXPECT(p.at(2), "grant 1 to 2");
+  CHECK(p.state.pool_of_worker(2) == p.state.pool_of_bundle(kGroup, 0) && free_cpus(p) == 3);
+  p.state.bundles_wanted(kGroup, {{1, units({{kCpu, 1}})}});
+  EXPECT(p.at(3), "reserve 1, grant 1 to 3");
+  CHECK(p.state.pool_of_worker(3) == p.state.pool_of_bundle(kGroup, 1));
+  CHECK(p.state.held_bundles(kGroup).size() == 2 && free_cpus(p) == 2);
+  p.state.bundle_released(kGroup, 0);
+  CHECK(p.state.is_valid() && p.state.pool_of_bundle(kGroup, 0) == 0 && free_cpus(p) == 2);
+  p.state.worker_died(2);  // what ran in it is killed
+  CHECK(p.state.is_valid() && free_cpus(p) == 3);
+  p.state.bundles_wanted(kGroup, {{2, units({{kCpu, 4}})}});
+  EXPECT(p.at(4), "");  // no room for that
+  p.state.bundles_unwanted(kGroup);
+  p.state.bundles_removed(kGroup);
+  p.state.worker_died(3);
+  CHECK(p.state.is_valid() && free_cpus(p) == 4 && !p.state.is_reserved(kGroup));
+}
+
 // Random events: the counts of all pools stay right, and what a group has is given back.
 void random_events_keep_the_counts_right() {
   for (uint64_t seed = seed_or(1); seed < 200; ++seed) {
@@ -213,6 +256,8 @@ int main() {
   gpus_are_reserved_by_index();
   an_actor_waits_for_its_group();
   a_removed_group_leaves_the_line();
+  a_closed_bundle_runs_nothing_until_it_is_opened();
+  bundles_come_and_go_one_by_one();
   random_events_keep_the_counts_right();
   puts("scheduler_groups_test ok");
   return 0;

@@ -19,8 +19,7 @@ from fastray.exceptions import NodeDiedError
 from fastray.scheduling.view import Infeasible
 from fastray.transfer import bulk
 from fastray.transfer.functions import ActorDefinition, Definition, Functions, Wishes
-from fastray.transfer.peer import Peer, error_of, number_of
-from fastray.transfer.router import _cannot
+from fastray.transfer.peer import Peer, cannot, error_of, number_of
 from fastray.transfer.stream import FRAME_HEAD, Stream, pieces
 
 # ---- bulk.py -----------------------------------------------------------------------------------------------
@@ -174,7 +173,7 @@ amounts = st.floats(0, 1e9)
 
 @given(st.text(max_size=40), st.dictionaries(st.text(min_size=1, max_size=10), st.tuples(amounts, amounts)))
 def test_the_reason_names_all_that_is_missing(reason, missing):
-    text = _cannot(Infeasible(reason, missing))
+    text = cannot(Infeasible(reason, missing))
     assert text.startswith(f"this task can never run in this cluster: {reason}")
     assert text.endswith(").") == bool(missing) or reason.endswith(")")
     for name, (asked, there) in missing.items():
