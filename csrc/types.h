@@ -23,7 +23,7 @@ namespace fastray {
 using Offset = uint64_t;  // bytes from the start of the segment; 0 is "none"
 using Handle = uint64_t;  // generation << 32 | record index; 0 is "none"
 
-inline constexpr uint32_t kWireVersion = 3;
+inline constexpr uint32_t kWireVersion = 4;
 inline constexpr uint64_t kMagic = 0x3159415254534146ull;  // "FASTRAY1"
 
 // ---- limits ---------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, groups, chunk_owners, returned, records, regions, data;
+  Offset procs, recorders, failures, ledgers, classes, queues, functions, actors, actor_logs, jobs, groups, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   Offset durable, inherited;  // durable sessions only (durable_index.h, durable.h); else 0
   std::atomic<uint32_t> incarnations;
