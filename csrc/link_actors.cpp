@@ -99,7 +99,7 @@ bool Link::fail_call(Record& r, Handle task) {
   std::string death = Process::for_call(process_.describe_lost(r.cls - kActorClass), true);
   ErrorCode code = restarts ? kErrorActorUnavailable : kErrorActorDied;
   process_.self().claim.store(task, std::memory_order_release);
-  (void)process_.seal(task, kFailed, process_.write_failure(r, task, code, death.data(), death.size()));
+  (void)process_.fail(r, task, code, death.data(), death.size());
   process_.self().claim.store(0, std::memory_order_release);
   return true;
 }

@@ -424,11 +424,11 @@ void Link::fail_task(Handle task, const std::string& error) {
     most = -1;
   process_.self().claim.store(task, std::memory_order_release);
   if (w & kFlagCancel)
-    (void)process_.seal(task, kFailed, process_.write_failure(r, task, kErrorCancelled, nullptr, 0));
+    (void)process_.fail(r, task, kErrorCancelled, nullptr, 0);
   else if (most < 0 || r.attempts < most)
     (void)process_.retry(task);
   else
-    (void)process_.seal(task, kFailed, process_.write_failure(r, task, static_cast<ErrorCode>(error[0]), error.data() + 1, error.size() - 1));
+    (void)process_.fail(r, task, static_cast<ErrorCode>(error[0]), error.data() + 1, error.size() - 1);
   process_.self().claim.store(0, std::memory_order_release);
 }
 

@@ -222,6 +222,10 @@ class Process {
   void write_error(Record& r, ErrorCode code, const void* more, size_t bytes, uint64_t* flags, Handle h);
   // The error of a task we claimed, for all its returns (a stream keeps it in Stream::error).
   uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t bytes);
+  // Claimed by us: noted as failed, and sealed with this error.
+  bool fail(Record& r, Handle h, ErrorCode code, const void* more, size_t bytes);
+  // Notes that this attempt failed; `text` says why when the code alone does not, `run` where when it was not here.
+  void note_failure(const Record& r, ErrorCode code, const char* text, size_t bytes, Failure run = {});
   static const Handle* promise_handles(const Segment& segment, const Record& r);
   // Ready again for somebody else, from the reaper: pushes it into our queue.
   bool push_ready(Handle h);

@@ -22,7 +22,7 @@ void Process::fail_queued(uint32_t cls, ErrorCode code, const void* more, size_t
       while ((state_of(w) == kReady || state_of(w) == kWaiting) && word_gen(w) == gen_of(h)) {
         // SYNC POINT: record-state
         if (!r.state.compare_exchange_weak(w, with_state(w, kClaimed, slot_), std::memory_order_acq_rel)) continue;
-        (void)seal(h, kFailed, write_failure(r, h, code, more, n));
+        (void)fail(r, h, code, more, n);
         break;
       }
       q.head.compare_exchange_strong(head, head + 1, std::memory_order_acq_rel);

@@ -351,9 +351,12 @@ bool Process::hold_arguments(Record& r, Handle h, uint64_t w) {
     if (asks_owner(r)) ask_owner(r, h);
     return false;
   }
-  if (n != 0 && r.owner != slot_) return false;
   // A task that let go of them: they may still be there, held by others. Another owner may free its own while we
-  // look: only ours are safe to take up again.
+  // look: only ours are safe to take up again. So its owner looks.
+  if (n != 0 && r.owner != slot_) {
+    if (asks_owner(r)) ask_owner(r, h);
+    return false;
+  }
   for (uint32_t i = 0; i < n; ++i) {
     if (segment_.record(handles[i]).owner == slot_ && alive(handles[i]) && hold(handles[i])) continue;
     for (uint32_t k = 0; k < i; ++k) drop_generic(handles[k]);

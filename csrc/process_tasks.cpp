@@ -317,7 +317,7 @@ bool Process::cancel(Handle h, int* running) {
     if (r.state.compare_exchange_weak(w, with_state(w, kClaimed, slot_) | kFlagCancel, std::memory_order_acq_rel))
       break;
   }
-  seal(h, kFailed, write_failure(r, h, kErrorCancelled, nullptr, 0));
+  (void)fail(r, h, kErrorCancelled, nullptr, 0);
   self_->acting.store(0, std::memory_order_release);
   return true;
 }

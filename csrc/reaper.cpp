@@ -147,6 +147,8 @@ void Reaper::settle_call(Record& r, Handle h, uint64_t w, const CrashInfo& crash
   } else {
     std::string error = Process::for_call(crash.death, !waited);
     ErrorCode code = fate == CallFate::kUnavailable ? kErrorActorUnavailable : kErrorActorDied;
+    std::string how = "the actor's process died: " + crash.describe(h);
+    node_.note_failure(r, code, how.data(), how.size(), crash.run_of(r, !waited));
     (void)node_.seal(h, kFailed, node_.write_failure(r, h, code, error.data(), error.size()));
   }
   announce(r, h);
@@ -198,6 +200,7 @@ bool Reaper::take_over(Record& r, Handle h, uint32_t slot, uint64_t* w) {
 
 void Reaper::requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash) {
   attempts_.add(r.id, crash.attempt(h));
+  if (crash.time_ns != 0) note_crash(r, h, kErrorCrashed, crash);
   // attempts follows from the word while that can count so far: doing it twice changes nothing
   uint64_t field = (w & kAttemptMask) >> kAttemptShift;
   constexpr uint64_t most = kAttemptMask >> kAttemptShift;
@@ -250,6 +253,25 @@ int64_t Reaper::next_due() const {
   return next;
 }
 
+Failure CrashInfo::run_of(const Record& r, bool began) const {
+  Failure f;
+  f.pid = began ? pid : 0;
+  f.ended_ns = time_ns;
+  for (const EventReport& e : events)
+    if (began && e.record == r.id && (e.what & 0xFF) == kEventTask) f.began_ns = time_ns - e.ago_ns;
+  return f;
+}
+
+std::string CrashInfo::describe(Handle task) const {
+  if (hung.task == task) return "killed, it ran longer than its limit of " + std::to_string(hung.limit_ms) + " ms";
+  return signal != 0 ? "signal " + std::to_string(signal) : "exit code " + std::to_string(exit_code);
+}
+
+void Reaper::note_crash(const Record& r, Handle h, ErrorCode code, const CrashInfo& crash) {
+  std::string how = crash.describe(h);
+  node_.note_failure(r, code, how.data(), how.size(), crash.run_of(r, true));
+}
+
 void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
   std::string more;
   if (crash != nullptr) {
@@ -263,6 +285,9 @@ void Reaper::fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash) {
     append(crash->events.data(), crash->events.size() * sizeof(EventReport));
     more += crash->stderr_tail;
     if (crash->recorded) hold_crashed(r, h, *crash);
+    note_crash(r, h, code, *crash);
+  } else {
+    node_.note_failure(r, code, nullptr, 0);
   }
   uint64_t flags = node_.write_failure(r, h, code, more.data(), more.size());
   (void)node_.seal(h, kFailed, flags);

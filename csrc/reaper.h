@@ -44,6 +44,9 @@ struct CrashInfo {
   AttemptReport attempt(Handle task) const {
     return {pid, signal, exit_code, hung.task == task ? hung.limit_ms : 0};
   }
+  // What is noted of a task that died with it, see failure_log.h. `began`: it ran.
+  Failure run_of(const Record& r, bool began) const;
+  std::string describe(Handle task) const;
 };
 
 class Reaper {
@@ -101,6 +104,7 @@ class Reaper {
   void claimed_by(uint32_t slot, std::vector<Handle>* held);
   bool take_over(Record& r, Handle h, uint32_t slot, uint64_t* w);
   void fail(Record& r, Handle h, ErrorCode code, const CrashInfo* crash);
+  void note_crash(const Record& r, Handle h, ErrorCode code, const CrashInfo& crash);
   void hold_crashed(Record& r, Handle h, const CrashInfo& crash);
   void requeue(Record& r, Handle h, uint64_t w, const CrashInfo& crash);
   void announce(Record& r, Handle h);

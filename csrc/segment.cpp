@@ -36,6 +36,7 @@ struct Layout {
     h.lineage_file_bytes = kLineageFileBytesMax;
     h.procs = take(sizeof(Proc) * kProcsMax);
     h.recorders = take(sizeof(FlightRecorder) * kProcsMax);
+    h.failures = take(sizeof(FailureLog));
     h.ledgers = take(sizeof(Ledger) * kProcsMax);
     h.classes = take(sizeof(Class) * (kClassesMax + kActorsMax));
     h.queues = take(sizeof(Queue) * kQueuesMax);

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "failure_log.h"
 #include "flight_recorder.h"
 #include "types_actor.h"
 #include "types_group.h"
@@ -33,6 +34,7 @@ class Segment {
   Record& record(Handle h) const { return records_[index_of(h)]; }
   Proc& proc(uint32_t slot) const { return procs_[slot]; }
   FlightRecorder& recorder(uint32_t slot) const { return at<FlightRecorder>(header().recorders)[slot]; }
+  FailureLog& failures() const { return *at<FailureLog>(header().failures); }
   Ledger& ledger(uint32_t slot) const { return at<Ledger>(header().ledgers)[slot]; }
   Class& cls(uint32_t c) const { return at<Class>(header().classes)[c]; }
   Queue& queue(uint32_t q) const { return at<Queue>(header().queues)[q]; }

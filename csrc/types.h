@@ -396,7 +396,7 @@ struct Header {
   uint64_t session;        // random: part of every id
   uint64_t segment_bytes;
   uint64_t object_store_bytes;
-  Offset procs, recorders, ledgers, classes, queues, functions, actors, actor_logs, jobs, groups, chunk_owners, returned, records, regions, data;
+  Offset procs, recorders, failures, ledgers, classes, queues, functions, actors, actor_logs, jobs, groups, chunk_owners, returned, records, regions, data;
   uint64_t data_bytes;
   Offset durable, inherited;  // durable sessions only (durable_index.h, durable.h); else 0
   std::atomic<uint32_t> incarnations;

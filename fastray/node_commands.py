@@ -3,7 +3,8 @@
     start          a daemon (daemon.py), the head of a cluster or a node that joins one; returns when it has joined,
                    with --block when it ends
     stop           ends the daemons of this user in one runtime directory, and everything they started
-    status, list   what a daemon's node does, as an observer of its shared memory; what its agent knows of the cluster
+    status, list, summary
+                   what a daemon's node does, as an observer of its shared memory; what its agent knows of the cluster
 
 Exit codes: 0; 1 when it did not work or nothing runs (said on stderr); 2 for wrong arguments. Called by cli.py.
 """
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from fastray._native.session import Attachment
     from fastray.attach import AttachedNode
 
-COMMANDS = ("start", "stop", "status", "list")
+COMMANDS = ("start", "stop", "status", "list", "summary")
 GRACE_S = 10.0  # for a daemon to end by itself
 KILL_WAIT_S = 5.0
+TASKS_SHOWN = 100
 
 
 # ---- arguments -----------------------------------------------------------------------------------------
@@ -77,6 +79,13 @@ def _store(text: str) -> str:
     return text
 
 
+def _filter(text: str) -> tuple[str, str, str]:
+    field, relation, value = text.partition("!=" if "!=" in text else "=")
+    if not field or not relation:
+        raise argparse.ArgumentTypeError(f"must be FIELD=VALUE or FIELD!=VALUE: {text!r}")
+    return field.strip(), relation, value.strip()
+
+
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the parsers of these commands."""
     from fastray.sessions import PORT
@@ -99,11 +108,15 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stop.add_argument("--port", type=_port, help="only this one")
     status = commands.add_parser("status", help="what a node does")
     listing = commands.add_parser("list", help="a table of a node")
-    listing.add_argument("table", choices=("actors", "jobs", "nodes", "workers"))
-    for parser in (status, listing):
+    listing.add_argument("table", choices=("actors", "jobs", "nodes", "tasks", "workers"))
+    listing.add_argument("-f", "--filter", action="append", type=_filter, default=[], help="FIELD=VALUE, FIELD!=VALUE")
+    listing.add_argument("--limit", type=int, help="rows (default: all; 100 of tasks)")
+    summary = commands.add_parser("summary", help="counts of a table")
+    summary.add_argument("table", choices=("tasks",))
+    for parser in (status, listing, summary):
         parser.add_argument("--address", default="auto", help="as init(address=...); default: the latest node")
         parser.add_argument("--json", action="store_true", help="for programs")
-    for parser in (start, stop, status, listing):
+    for parser in (start, stop, status, listing, summary):
         parser.add_argument("--temp-dir", help="where sessions are; default: FASTRAY_TMPDIR, XDG_RUNTIME_DIR, /tmp")
 
 
@@ -117,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command == "stop":
             return _stop(arguments)
         return _look(arguments)
-    except (ConnectionError, OSError, RuntimeError) as error:
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         print(f"fastray {arguments.command}: {error}", file=sys.stderr)
         return 1
 
@@ -291,16 +304,64 @@ def _look(arguments: argparse.Namespace) -> int:
         attachment = Attachment(node.segment_fd, node_state.DRIVER, node.slot, node.bell_fd)
         if arguments.command == "status":
             _show_status(_status(attachment, node), arguments.json)
-        elif arguments.table in members.TABLES:
-            _show_table(members.TABLES[arguments.table](node.path, attachment), arguments.json)
+        elif arguments.command == "summary":
+            _show_summary(members.task_summary(node.path), arguments.json)
         else:
-            _show_table(getattr(node_state, arguments.table)(attachment), arguments.json)
+            rows = _rows(arguments, attachment, node.path)
+            short = arguments.table == "tasks" and not arguments.json
+            _show_table([_task_line(row) for row in rows] if short else rows, arguments.json)
         attachment.detach()
     finally:
         os.close(node.segment_fd)
         os.close(node.bell_fd)
         node.stop()
     return 0
+
+
+def _rows(arguments: argparse.Namespace, attachment: Attachment, path: str) -> list[Any]:
+    from fastray import node_state
+    from fastray.cluster import members
+    from fastray.util.state import select
+
+    limit = arguments.limit
+    if arguments.table == "tasks":
+        limit = TASKS_SHOWN if limit is None else limit
+        rows = members.task_table(path, arguments.filter, limit)
+    elif arguments.table in members.TABLES:
+        rows = members.TABLES[arguments.table](path, attachment)
+    else:
+        rows = getattr(node_state, arguments.table)(attachment)
+    return select(rows, arguments.filter, max(1, len(rows)) if limit is None else limit)
+
+
+def _task_line(row: Any) -> dict[str, object]:
+    """What a line of a terminal has room for."""
+    began, ended = row["start_time_ms"], row["end_time_ms"]
+    seconds = ((ended or 1000 * time.time()) - began) / 1000 if began else 0.0
+    return {
+        "task_id": row["task_id"], "attempt": row["attempt_number"], "function": row["name"], "state": row["state"],
+        "job": row["job_id"], "node": row["node_id"][:16], "pid": row["worker_pid"] or "",
+        "began": time.strftime("%m-%d %H:%M:%S", time.localtime(began / 1000)) if began else "",
+        "seconds": f"{seconds:.3f}", "error": (row["error_message"] or "").partition("\n")[0],
+    }  # fmt: skip
+
+
+def _show_summary(found: dict[str, Any], as_json: bool) -> None:
+    """Of tasks: a line for each function."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for name, row in found["cluster"]["summary"].items():
+        counts = row["state_counts"]
+        ended = counts.get("FINISHED", 0) + counts.get("FAILED", 0)
+        rows.append({
+            "function": name, "running": counts.get("RUNNING", 0), "finished": counts.get("FINISHED", 0),
+            "of these estimated": row["finished_estimated"], "failed": counts.get("FAILED", 0),
+            "mean seconds": f"{row['seconds_sum'] / ended:.6f}" if ended else "",
+            "longest": f"{row['seconds_max']:.6f}",
+        })  # fmt: skip
+    _show_table(rows, False)
 
 
 def _status(attachment: Attachment, node: AttachedNode) -> dict[str, Any]:

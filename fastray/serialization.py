@@ -84,6 +84,11 @@ def dump_exception(exc: BaseException, function_name: str, task_id: str = "") ->
         return pickle.dumps(tuple(clean), protocol=5)
 
 
+def cause_text(data: bytes) -> str:
+    """Type and message of what `dump_exception` wrote."""
+    return str(pickle.loads(data)[4])
+
+
 def load_exception(data: bytes) -> TaskError:
     """The TaskError to raise for what `dump_exception` wrote, also of the cause's class if it can be.
 

@@ -18,6 +18,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     size_t kInlineArgs, kInlineResult
     uint8_t kArgsInHeap
     uint64_t kFlagsMask
+    uint64_t kFlightWaiting
     Handle make_handle(uint32_t index, uint32_t gen)
     uint32_t index_of(Handle h)
     uint32_t gen_of(Handle h)
@@ -25,6 +26,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
     uint32_t word_holder(uint64_t w)
     cbool is_asked(uint64_t w)
     cbool is_sealed(uint64_t w)
+    cbool is_actor_class(uint32_t cls)
     enum State:
         kFree, kWaiting, kReady, kClaimed, kDone, kFailed, kPromised, kLost, kAway
     enum Flag:
@@ -195,16 +197,41 @@ cdef extern from "flight_recorder.h" namespace "fastray" nogil:
     uint64_t kNoEvent
     enum EventKind:
         kEventTask, kEventBlocked
+    cdef cppclass FlightEvent:
+        Atomic64 begin, end, record, what
     cdef cppclass FlightRecorder:
+        Atomic64 written
+        FlightEvent events[32]
+        uint64_t oldest()
         uint64_t note(EventKind kind, uint64_t detail, uint64_t record, uint64_t begin, uint64_t end)
         uint64_t note_blocked(uint64_t detail, uint64_t record, uint64_t begin)
         void close(uint64_t number, uint64_t end)
+
+cdef extern from "failure_log.h" namespace "fastray" nogil:
+    uint32_t kFailures
+    cdef cppclass Failure:
+        uint64_t task, parent
+        int64_t began_ns, ended_ns
+        uint32_t job
+        int32_t pid
+        uint16_t attempt
+        uint8_t code, actor
+        uint32_t text_bytes
+        char name[64]
+        char text[392]
+    cdef cppclass TaskMark:
+        Atomic64 incarnation, events, started
+    cdef cppclass FailureLog:
+        Atomic64 written, taken
+        TaskMark marks[4096]
+        cbool read(uint64_t n, Failure* out)
 
 cdef extern from "os.h" namespace "fastray::os" nogil:
     uint64_t ticks()
     double ticks_per_us()
     void pause()
     int64_t now_ns()
+    int64_t wall_ns()
     uint64_t random_u64()
     cbool membarrier_register()
 
@@ -224,6 +251,8 @@ cdef extern from "segment.h" namespace "fastray" nogil:
         Record* records()
         Record& record(Handle h)
         Proc& proc(uint32_t slot)
+        FlightRecorder& recorder(uint32_t slot)
+        FailureLog& failures()
         Queue& queue(uint32_t q)
         Class& cls(uint32_t c)
         Function& function(uint32_t f)
@@ -344,6 +373,8 @@ cdef extern from "process.h" namespace "fastray" nogil:
         cbool cancel(Handle h, int* running)
         void write_error(Record& r, ErrorCode code, const void* more, size_t n, uint64_t* flags, Handle h)
         uint64_t write_failure(Record& r, Handle h, ErrorCode code, const void* more, size_t n)
+        cbool fail(Record& r, Handle h, ErrorCode code, const void* more, size_t n)
+        void note_failure(const Record& r, ErrorCode code, const char* text, size_t n)
         @staticmethod
         const Handle* promise_handles(const Segment& segment, const Record& r)
         cbool sealed(Handle h)

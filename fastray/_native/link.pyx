@@ -32,7 +32,6 @@ from fastray._native.cpp cimport (
     kArgsInHeap,
     kEntryUsed,
     kErrorAgent,
-    kFailed,
     kFlagResultHeap,
     kFetchClass,
     kRecordsMax,
@@ -205,8 +204,7 @@ def fail(Handle h, bytes error):
     """A claimed task fails with this (an error code and what belongs to it)."""
     cdef Record* r = &session.records[index_of(h)]
     cdef const char* data = error
-    session.process.seal(h, kFailed, session.process.write_failure(
-        r[0], h, <ErrorCode>(<uint8_t>data[0]), data + 1, len(error) - 1))
+    session.process.fail(r[0], h, <ErrorCode>(<uint8_t>data[0]), data + 1, len(error) - 1)
 
 
 def give_up_asked(Handle h):

@@ -4,6 +4,7 @@ stream. Called by the worker's loop (worker.pyx) when a record has kFlagMulti.""
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastray._native.cpp cimport (
+    ErrorCode,
     Handle,
     Process,
     Record,
@@ -11,6 +12,7 @@ from fastray._native.cpp cimport (
     index_of,
     is_sealed,
     kDone,
+    kErrorUser,
     kFlagCancel,
     kFlagResultHeap,
     word_gen,
@@ -94,9 +96,22 @@ def record_failures(recorder):
     record_failure = recorder
 
 
+cdef int note_raised(Handle h, object error) except -1:
+    """This attempt raised: for the cluster's task table."""
+    from fastray.task_error import describe_cause
+    return note_failed(h, kErrorUser, describe_cause(error))
+
+
+cdef int note_failed(Handle h, ErrorCode code, str text) except -1:
+    cdef bytes encoded = text.encode("utf-8", "replace")
+    session.process.note_failure(session.records[index_of(h)], code, encoded, len(encoded))
+    return 0
+
+
 cdef bytes dump(object error, str name, Handle h):
     from fastray.serialization import dump_exception
     cdef uint64_t record = session.records[index_of(h)].id
+    note_raised(h, error)
     if record_failure is not None:
         record_failure(h, error)
     return dump_exception(error, name, f"{session.process.segment().header().session:016x}{record:016x}")

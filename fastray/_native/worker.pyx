@@ -42,7 +42,7 @@ from fastray._native.cpp cimport (
     ticks,
 )
 from fastray._native.object_ref cimport ObjectRef, make_held_ref, session
-from fastray._native.returns cimport dump, run_stream, seal_returns
+from fastray._native.returns cimport dump, note_failed, note_raised, run_stream, seal_returns
 from fastray._native.values cimport error_bytes, payload_buffers, payload_references, read_value, write_value
 
 cdef extern from "Python.h":
@@ -418,11 +418,12 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
     cdef bint cancelled = bool(r.state.load() & kFlagCancel)
     if isinstance(error, DependencyFailed):
         dumped = error.args[0]
+        note_failed(h, <ErrorCode>(<uint8_t>dumped[0]), why_dependency_failed(dumped))
         p.seal(h, kFailed, p.write_failure(r[0], h, <ErrorCode>(<uint8_t>dumped[0]),
                                            <const char*>dumped + 1, len(dumped) - 1))
         return 0
     if isinstance(error, KeyboardInterrupt):
-        p.seal(h, kFailed, p.write_failure(r[0], h, kErrorCancelled, NULL, 0))
+        p.fail(r[0], h, kErrorCancelled, NULL, 0)
         return 0
     if is_actor:
         from fastray.actor_worker import check_exit
@@ -437,6 +438,7 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
         log_call(h)
     if f is not None and may_retry(f, error) and not cancelled:
         if f.max_retries < 0 or r.attempts < f.max_retries:
+            note_raised(h, error)
             if is_actor:
                 return p.run_again(h)
             if session.local or delay_of_retry(r.attempts + 1) == 0:
@@ -449,6 +451,11 @@ cdef bint failed(Handle h, Record* r, Loaded f, object error) except -1:
     dumped = dump(error, f.name if f is not None else current_name, h)
     p.seal(h, kFailed, p.write_failure(r[0], h, kErrorUser, <const char*>dumped, len(dumped)))
     return 0
+
+
+cdef str why_dependency_failed(bytes dumped):
+    from fastray.serialization import cause_text
+    return "an argument failed: " + cause_text(dumped[1:]) if dumped[0] == kErrorUser else "an argument failed"
 
 
 cdef bint may_retry(Loaded f, object error):

@@ -33,6 +33,7 @@ from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
 from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources
 from fastray.cluster.supervisor import CHANNEL_FD
+from fastray.cluster.tasks import TaskWatcher
 from fastray.exceptions import (
     AuthenticationError,
     FastrayError,
@@ -101,6 +102,7 @@ class Agent:
         self._jobs: JobReporter
         self.actors: ActorReporter
         self.demands: Demands
+        self._tasks: TaskWatcher
         self._inquiries: socket.socket | None = None
 
     # ---- joining --------------------------------------------------------------------------------------
@@ -115,6 +117,8 @@ class Agent:
         watch = ActorWatch(self.attachment)
         self.demands = Demands(self)
         self.actors = ActorReporter(self.gcs, self.attachment.session_id, self.node_id, watch)
+        self._tasks = TaskWatcher(self.attachment, self.gcs)
+        self.answers.update(self._tasks.answers)
 
     def join(self) -> None:
         """Registers the node. Raises what the store's client raises."""
@@ -130,6 +134,7 @@ class Agent:
         Adopter(self)
         self._jobs.begin(self.attachment.jobs())
         self.actors.begin(self.epoch)
+        self._tasks.begin()
         self.gcs.window_s = WINDOW_S
         self._inquiries = inquiry.serve(self.path, self.answers)
 
@@ -302,6 +307,7 @@ class Agent:
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = max(next_beat + BEAT_S, now)
+                self._tasks.beat(now, self.epoch)
                 try:
                     self._beat(now)
                     self.actors.look(self.epoch)

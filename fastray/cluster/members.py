@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 
-from fastray import node_state, sessions
+from fastray import node_state, node_tasks, sessions
 from fastray.cluster import inquiry
 from fastray.node_state import Row, job_id_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from fastray._native.session import Attachment
@@ -136,3 +137,50 @@ def job_table(path: str, attachment: Attachment) -> list[Row]:
 
 
 TABLES = {"nodes": node_table, "jobs": job_table, "actors": actor_table}  # of the whole cluster
+# Fields of list_tasks that the store can filter by, and what it calls them.
+TASK_FILTERS = {
+    "name": "function", "func_or_class_name": "function", "state": "state", "job_id": "job", "node_id": "node",
+    "error_type": "error_type", "task_id": "task",
+}  # fmt: skip
+TASKS_MAX = 100_000
+
+
+def task_table(path: str, filters: Sequence[tuple[str, str, object]] = (), limit: int = TASKS_MAX) -> list[Row]:
+    """As `list_tasks`: of all nodes, running ones first, each kind the latest first. At least those that match, and
+    `limit` of them."""
+    asked: dict[str, Any] = {}
+    for field, relation, value in filters:
+        name = TASK_FILTERS.get(field)
+        if name is None or relation != "=" or asked.get(name, value) != value:
+            limit = TASKS_MAX
+            continue
+        asked[name] = value
+    try:
+        if "job" in asked:
+            asked["job"] = int.from_bytes(bytes.fromhex(str(asked["job"])), "little")
+        for name in ("task", "node"):
+            bytes.fromhex(str(asked.get(name, "")))
+    except ValueError:
+        return []  # no such id
+    return [node_tasks.row_of(row) for row in inquiry.ask(path, "tasks", {**asked, "limit": limit})]
+
+
+def task_attempts(path: str, task_id: str) -> list[Row]:
+    """The attempts of a task that are known, the latest first; ended ones from the store's history."""
+    asked = {"task": task_id, "limit": TASKS_MAX, "history": True}
+    return [node_tasks.row_of(row) for row in inquiry.ask(path, "tasks", asked)]
+
+
+def task_summary(path: str) -> dict[str, Any]:
+    """As Ray's summarize_tasks; with seconds, and how many of the finished tasks are an estimate."""
+    found = inquiry.ask(path, "task_summary", {})  # with an argument it holds nobody up
+    made = node_tasks.summary(
+        [
+            (name, actor, {s: n for s, n in (("RUNNING", running), ("FINISHED", finished), ("FAILED", failed)) if n})
+            for name, running, finished, failed, _, _, _, actor in found
+        ]
+    )
+    for name, _, _, _, seconds_sum, seconds_max, estimated, _ in found:
+        more = {"seconds_sum": seconds_sum, "seconds_max": seconds_max, "finished_estimated": estimated}
+        made["cluster"]["summary"][name].update(more)
+    return made

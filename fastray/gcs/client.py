@@ -130,6 +130,10 @@ class GcsClient:
         _, rows = self.call(commands.TableRead(table))
         return [msgspec.convert(row, ROWS[table]) for row in rows]
 
+    def tasks(self, command: commands.TasksList, timeout_s: float | None = None) -> list[Task]:
+        """The rows. Raises TimeoutError after `timeout_s`."""
+        return msgspec.convert(self.call(command, timeout_s), list[Task])
+
     def beat(
         self,
         epoch: int,

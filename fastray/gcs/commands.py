@@ -119,23 +119,38 @@ class ObjectsUnwatch(Command, tag="object.unwatch"):
 
 
 class TasksReport(Command, tag="task.report"):
-    """Tasks that started, ended or failed on the node of `epoch`. An end needs no start before it."""
+    """Tasks that started, ended or failed on the node of `epoch`. An end needs no start before it.
+
+    `counts` are finished tasks without a row: (function, how many, how many of these are an estimate, sum and maximum
+    of seconds). `unseen`: how many failed of which nobody knows more. `survived`: (task, attempt) of those that failed
+    with an earlier epoch of this node, and did not: they run, unless `tasks` says more.
+    """
 
     epoch: int
     tasks: list[Task]
+    counts: list[tuple[str, int, int, float, float]] = []
+    unseen: int = 0
+    survived: list[tuple[bytes, int]] = []
 
 
 class TasksList(Command, tag="task.list"):
-    """Tasks that run, failed, or (samples) finished, newest first. Empty filters match everything."""
+    """Tasks that run, those that failed, and samples of those that finished; running ones first, each newest first.
+
+    Empty filters match everything; `task` is the beginning of an id.
+    """
 
     function: str = ""
     state: str = ""
     job: int = 0
     limit: int = 1000
+    task: bytes = b""
+    error_type: str = ""
+    node: bytes = b""
 
 
 class TasksSummary(Command, tag="task.summary"):
-    """[(function, running, finished, failed, sum and maximum of seconds)] of each function."""
+    """[(function, running, finished, failed, sum and maximum of seconds, how many of the finished are an estimate, is
+    it a method of an actor)] of each function."""
 
 
 # ---- functions, keys and values, messages -------------------------------------------------------------

@@ -74,6 +74,9 @@ class Task(Row):
     error: str = ""
     spec: bytes = b""  # as the node encodes it: enough to run it again
     epoch: int = 0  # of the node that ran it
+    node: bytes = b""  # its id
+    error_type: str = ""  # as Ray's: TASK_EXECUTION_EXCEPTION, WORKER_DIED, NODE_DIED, ...
+    actor: bool = False  # a call of an actor
 
 
 class FunctionStats(Row):
@@ -86,6 +89,8 @@ class FunctionStats(Row):
     seconds_max: float = 0.0
     recent: list[Task] = []
     slowest: list[Task] = []
+    estimated: int = 0  # of `finished`: nobody saw them one by one
+    actor: bool = False  # a method of an actor
 
 
 class Function(Row):

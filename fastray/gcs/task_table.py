@@ -4,7 +4,9 @@
     failed     the FAILED_MAX youngest; older ones are on disk
     finished   counted for each function, with samples: the youngest and the slowest SAMPLES_MAX; all of them
                go to the store's history, which is bounded there
-    function   its qualified name; FUNCTIONS_MAX are told apart, the rest is counted under OTHERS
+    function   its qualified name; FUNCTIONS_MAX are told apart, the rest is counted under OTHERS, and failures that
+               nobody knows more of under UNSEEN
+    survivor   failed with its node's life, but only the node's agent had died: the next one says that it runs on
 
 Rows of running and failed tasks and the counts survive a restart. Called by tables.py.
 """
@@ -20,31 +22,61 @@ FAILED_MAX = 10_000
 SAMPLES_MAX = 8
 FUNCTIONS_MAX = 10_000
 OTHERS = "(others)"
+UNSEEN = "(not seen)"
+NODE_DIED = "NODE_DIED"
 
 
 def key_of(task: Task) -> bytes:
     return task.task_id + task.attempt.to_bytes(4, "big")
 
 
+def seconds_of(task: Task) -> float:
+    return max(0.0, task.ended_at - task.started_at) if task.started_at else 0.0
+
+
 class StatsTable(Table[FunctionStats]):
     name, row, published = "task_stats", FunctionStats, False
 
-    def count(self, task: Task, changes: Changes) -> None:
-        name = task.function
+    def _row_of(self, name: str) -> FunctionStats:
         row = self.rows.get(name.encode())
         if row is None:
-            if len(self.rows) >= FUNCTIONS_MAX:
+            if len(self.rows) >= FUNCTIONS_MAX and name != UNSEEN:
                 name = OTHERS
             row = self.rows.get(name.encode()) or FunctionStats(name)
-        seconds = max(0.0, task.ended_at - task.started_at) if task.started_at else 0.0
+        return row
+
+    def count(self, task: Task, changes: Changes) -> None:
+        row = self._row_of(task.function)
+        seconds = seconds_of(task)
         row.seconds_sum += seconds
         row.seconds_max = max(row.seconds_max, seconds)
+        row.actor = task.actor
         if task.state == FAILED:
             row.failed += 1
         else:
             row.finished += 1
             self._sample(row, task, seconds)
-        self.put(changes, name.encode(), row)
+        self.put(changes, row.function.encode(), row)
+
+    def uncount(self, task: Task, changes: Changes) -> None:
+        """A failure that was none."""
+        row = self._row_of(task.function)
+        row.failed = max(0, row.failed - 1)
+        row.seconds_sum = max(0.0, row.seconds_sum - seconds_of(task))
+        self.put(changes, row.function.encode(), row)
+
+    def add(self, command: commands.TasksReport, changes: Changes) -> None:
+        for name, finished, estimated, seconds_sum, seconds_max in command.counts:
+            row = self._row_of(name)
+            row.finished += finished
+            row.estimated += estimated
+            row.seconds_sum += seconds_sum
+            row.seconds_max = max(row.seconds_max, seconds_max)
+            self.put(changes, row.function.encode(), row)
+        if command.unseen:
+            row = self._row_of(UNSEEN)
+            row.failed += command.unseen
+            self.put(changes, UNSEEN.encode(), row)
 
     @staticmethod
     def _sample(row: FunctionStats, task: Task, seconds: float) -> None:
@@ -78,12 +110,15 @@ class TaskTable(Table[Task]):
                 self._failed[key] = None
 
     def report(self, command: commands.TasksReport, changes: Changes) -> None:
-        self._nodes.alive(command.epoch)
+        node = self._nodes.alive(command.epoch).node_id
         for task in command.tasks:
             if task.state not in (RUNNING, FINISHED, FAILED):
                 raise Refused("invalid", f"a task cannot be {task.state!r}")
+        for task_id, attempt in command.survived:
+            self._survived(task_id + attempt.to_bytes(4, "big"), command.epoch, changes)
+        self.stats.add(command, changes)
         for task in command.tasks:
-            task.epoch = command.epoch
+            task.epoch, task.node = command.epoch, node
             if task.state == RUNNING:
                 key = key_of(task)
                 if key in self._failed:
@@ -95,6 +130,16 @@ class TaskTable(Table[Task]):
                 self.put(changes, key, task)
             else:
                 self._ended(task, changes)
+
+    def _survived(self, key: bytes, epoch: int, changes: Changes) -> None:
+        task = self.rows.get(key)
+        if task is None or task.error_type != NODE_DIED:
+            return
+        self.stats.uncount(task, changes)
+        del self._failed[key]
+        task.state, task.ended_at, task.error, task.error_type, task.epoch = RUNNING, 0.0, "", "", epoch
+        self._running.setdefault(epoch, {})[key] = None
+        self.put(changes, key, task)
 
     def _ended(self, task: Task, changes: Changes) -> None:
         key = key_of(task)
@@ -122,7 +167,7 @@ class TaskTable(Table[Task]):
     def node_died(self, epoch: int, reason: str, now: float, changes: Changes) -> None:
         for key in list(self._running.pop(epoch, ())):
             task = self.rows[key]
-            task.state, task.ended_at, task.error = FAILED, now, f"node died: {reason}"
+            task.state, task.ended_at, task.error, task.error_type = FAILED, now, f"node died: {reason}", NODE_DIED
             self._failed[key] = None
             self.put(changes, key, task)
             changes.history.append((task.task_id, task))
@@ -138,23 +183,29 @@ class TaskTable(Table[Task]):
             if command.function in ("", task.function)
             and command.state in ("", task.state)
             and command.job in (0, task.job)
+            and command.error_type in ("", task.error_type)
+            and command.node in (b"", task.node)
+            and task.task_id.startswith(command.task)
         ]
-        found.sort(key=lambda task: -(task.ended_at or task.started_at))
+        found.sort(key=lambda task: (task.state != RUNNING, -(task.ended_at or task.started_at)))
         return found[: command.limit]
 
-    def summary(self) -> list[tuple[str, int, int, int, float, float]]:
+    def summary(self) -> list[tuple[str, int, int, int, float, float, int, bool]]:
         running: dict[str, int] = {}
+        actors = {row.function for row in self.stats.rows.values() if row.actor}
         for keys in self._running.values():
             for key in keys:
                 name = self.rows[key].function
                 running[name] = running.get(name, 0) + 1
+                if self.rows[key].actor:
+                    actors.add(name)
         names = {row.function for row in self.stats.rows.values()} | running.keys()
         found = []
         for name in sorted(names):
             row = self.stats.rows.get(name.encode()) or FunctionStats(name)
-            found.append(
-                (name, running.get(name, 0), row.finished, row.failed, row.seconds_sum, row.seconds_max)
-            )
+            seconds = (row.seconds_sum, row.seconds_max)
+            counts = (running.get(name, 0), row.finished, row.failed)
+            found.append((name, *counts, *seconds, row.estimated, name in actors))
         return found
 
     def is_valid(self) -> bool:

@@ -82,6 +82,29 @@ def test_a_value_only_a_killed_node_had_is_computed_again(cluster, tmp_path):
     assert len(tally(log)) == 5
 
 
+@far
+def grow(before, log=None, gate=None):
+    if log is not None:
+        note(log)
+        wait_for_gate(gate)
+    return before + 1
+
+
+def test_a_lost_argument_whose_task_let_go_of_its_own_is_brought_back_by_its_owner(cluster, tmp_path):
+    """A value of `put` is no lineage, so who used it lets go of it. Its owner may take it up, the agent may not."""
+    log, gate = str(tmp_path / "log"), str(tmp_path / "gate")
+    first = fastray.put(np.zeros(BIG))
+    grown = grow.remote(first)
+    fastray.wait([grown], fetch_local=False, timeout=GET_S)
+    again = grow.remote(grown, log, gate)
+    assert eventually(lambda: tally(log))
+    get([grow.options(resources={}).remote(1) for _ in range(10)])
+    cluster.kill_node(cluster.far_node)
+    cluster.add_node(num_cpus=1, resources={"far": 4})
+    open_gate(gate)
+    assert get(again)[0] == 2
+
+
 def test_an_actor_of_a_killed_node_starts_on_another(cluster):
     @fastray.remote(resources={"far": 1}, num_cpus=0, max_restarts=1, max_task_retries=-1)
     class Counter:

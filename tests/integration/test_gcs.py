@@ -195,7 +195,7 @@ def test_a_restart_is_not_seen_by_its_users(cluster, kindly):
     assert client.call(commands.ActorByName("ns", "x"))[0] == b"a"
     assert client.call(commands.GroupGet(b"g"))[0] == b"g"
     assert client.call(commands.JobStart("ns")) == 2
-    assert client.call(commands.TasksSummary()) == [["f", 1, 0, 0, 0.0, 0.0]]
+    assert client.call(commands.TasksSummary()) == [["f", 1, 0, 0, 0.0, 0.0, 0, False]]
 
 
 def test_what_is_submitted_while_the_store_is_away_is_applied_once(cluster):

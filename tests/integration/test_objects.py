@@ -81,6 +81,14 @@ def test_an_array_is_a_read_only_view_without_a_copy():
     assert np.shares_memory(first, second)
 
 
+@pytest.mark.parametrize("length", [1, 4, 1000])  # in the record, in a payload, a buffer of its own
+def test_a_writable_array_is_one_however_small(length):
+    ref = fastray.put((np.zeros(length),))
+    (mine,) = fastray.get(ref, writable=True)
+    mine += 1
+    assert fastray.get(ref)[0].sum() == 0
+
+
 def test_a_writable_array_is_a_private_copy():
     ref = fastray.put({"a": np.zeros(100_000)})
     mine = fastray.get(ref, writable=True)["a"]

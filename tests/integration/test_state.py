@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from integration_helpers import eventually, open_gate, wait_for_gate
 
 import fastray
 from fastray.util import state
@@ -58,3 +59,34 @@ def test_filters_and_limits(node):
             state.list_actors(**wrong)
     with pytest.raises(AttributeError, match="no field 'nothing'"):
         _ = state.list_actors()[0].nothing
+
+
+def hold(gate):
+    wait_for_gate(gate)
+
+
+def refuse():
+    raise ValueError("no")
+
+
+def test_tasks_of_a_private_node_are_listed(node, tmp_path):
+    gate = str(tmp_path / "gate")
+
+    held, refused = fastray.remote(hold).remote(gate), fastray.remote(refuse).remote()
+    with pytest.raises(ValueError, match="no"):
+        fastray.get(refused, timeout=GET_S)
+    assert eventually(lambda: state.list_tasks(filters=[("state", "=", "RUNNING")]))
+    (row,) = state.list_tasks(filters=[("name", "=", "hold")])
+    assert (row.task_id, row.state, row.job_id) == (held.task_id(), "RUNNING", state.list_jobs()[0].job_id)
+    failed = state.get_task(refused)
+    assert (failed.state, failed.error_type, failed.error_message) == (
+        "FAILED", "TASK_EXECUTION_EXCEPTION", "ValueError: no",
+    )  # fmt: skip
+    assert failed.node_id == state.list_nodes()[0].node_id
+    open_gate(gate)
+    fastray.get(held, timeout=GET_S)
+    assert eventually(lambda: getattr(state.get_task(held), "state", "") == "FINISHED")  # its event ends after its seal
+    summary = state.summarize_tasks()["cluster"]
+    assert summary["summary"]["refuse"]["state_counts"] == {"FAILED": 1}
+    assert summary["total_tasks"] >= 2
+    assert state.get_task("00" * 16) is None

@@ -64,6 +64,7 @@ class Chance(random.Random):
             lambda: c.ObjectsWatch(self.ids()),
             lambda: c.ObjectsUnwatch(self.ids()),
             lambda: c.TasksReport(self.epoch(), [self.task(), self.task()]),
+            lambda: c.TasksReport(self.epoch(), [self.task()], survived=[(self.id(), self.randint(0, 1))]),
             lambda: c.TasksList(state="FAILED"),
             lambda: c.TasksSummary(),
             lambda: c.FunctionPut(self.id(), b"code", self.randint(0, 3)),
