@@ -206,6 +206,7 @@ class Link {
   void on_copy(Reader& in);
   void hold_remote(Handle local, uint64_t remote, bool mirror);
   // link_tasks.cpp
+  uint64_t identity(uint32_t function) const;
   void put_task(Handle h);
   void on_task(Reader& in);
   bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
@@ -252,7 +253,6 @@ class Link {
   Writer writer_;
   bool bad_ = false;
   std::vector<Handle> staged_;
-  uint64_t identity(uint32_t function) const;
   std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash and job
   std::unordered_set<Handle> outstanding_;
   std::unordered_map<uint32_t, LocalFunction> functions_;  // of the peer's numbers
