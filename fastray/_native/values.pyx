@@ -96,8 +96,10 @@ cdef object read_value(Handle h, Record* r):
 cdef object read_value_writable(Handle h, Record* r):
     """Like read_value, but the arrays of the value are private copies the caller may write to."""
     cdef uint64_t w = r.state.load()
-    if state_of(w) == kFailed or not w & kFlagResultHeap:
+    if state_of(w) == kFailed or w & kFlagMulti:
         return read_value(h, r)
+    if not w & kFlagResultHeap:
+        return decode_value_writable(r.result, r.result_bytes, None, None)
     cdef PayloadView view = Process.view_payload(session.process.segment(), r.result_heap.offset)
     cdef list buffers = None
     if view.header.buffers:

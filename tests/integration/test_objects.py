@@ -81,6 +81,16 @@ def test_an_array_is_a_read_only_view_without_a_copy():
     assert np.shares_memory(first, second)
 
 
+def test_an_array_that_is_so_small_that_it_stands_in_its_record_is_writable_too():
+    for value in ((np.zeros(1),), (1, np.zeros(4)), {"a": np.zeros(100)}):
+        ref = fastray.put(value)
+        mine = fastray.get(ref, writable=True)
+        array = mine["a"] if isinstance(mine, dict) else mine[-1]
+        array += 1
+        again = fastray.get(ref)
+        assert not (again["a"] if isinstance(again, dict) else again[-1]).any()
+
+
 def test_a_writable_array_is_a_private_copy():
     ref = fastray.put({"a": np.zeros(100_000)})
     mine = fastray.get(ref, writable=True)["a"]
