@@ -213,6 +213,7 @@ class Link {
   void on_copy(Reader& in);
   void hold_remote(Handle local, uint64_t remote, bool mirror);
   // link_tasks.cpp
+  uint64_t identity(uint32_t function) const;
   void put_task(Handle h);
   void on_task(Reader& in);
   bool find_class(const TaskHead& head, uint32_t* cls) const;
@@ -260,7 +261,6 @@ class Link {
   Writer writer_;
   bool bad_ = false;
   std::vector<Handle> staged_;
-  uint64_t identity(uint32_t function) const;
   std::unordered_map<uint32_t, uint64_t> described_;  // function -> its content hash and job
   std::unordered_map<uint32_t, uint64_t> described_classes_;  // -> group and its life
   std::unordered_set<Handle> outstanding_;

@@ -121,6 +121,7 @@ def _requirements(
     packages = given["packages"]
     if isinstance(packages, (str, os.PathLike)):
         packages = _lines_of(field, os.fspath(packages))
+    given.setdefault(f"{field}_check", False)  # as Ray shows it
     given["packages"] = list(dict.fromkeys(_strings(field, packages)))
     stamps.update({path: stamp_of(path) for path in given["packages"] if os.path.isfile(path)})
     return given if given["packages"] else None

@@ -351,10 +351,10 @@ def test_bad_runtime_envs_are_refused(fields, error):
 def test_requirements_are_a_list_however_they_are_given(tmp_path):
     path = tmp_path / "requirements.txt"
     path.write_text("# a comment\nsix\n\n  idna==3.4  \nsix\n")
-    expected = {"packages": ["six", "idna==3.4"]}
+    packages = ["six", "idna==3.4"]
     for given in (str(path), {"packages": str(path)}, ["six", "idna==3.4", "six"]):
         for field in ("pip", "uv"):
-            assert RuntimeEnv(**{field: given}) == {field: expected}
+            assert RuntimeEnv(**{field: given}) == {field: {"packages": packages, f"{field}_check": False}}
     options = {"packages": ["six"], "pip_check": True, "pip_version": "==23.0", "pip_install_options": ["-q"]}
     assert RuntimeEnv(pip=options).pip_config() == options
     assert RuntimeEnv(pip=[]) == RuntimeEnv(uv=[]) == RuntimeEnv(py_modules=[]) == RuntimeEnv(excludes=[]) == {}
@@ -401,7 +401,7 @@ def test_fields_that_exclude_each_other_do_so_between_job_and_task():
     merged = RuntimeEnv(worker_process_setup_hook="module.function").merged_over(job)
     assert merged["worker_process_setup_hook"] == "module.function"
     assert "_hook" not in merged
-    assert merged["pip"] == {"packages": ["a"]}
+    assert merged["pip"] == {"packages": ["a"], "pip_check": False}
     env = RuntimeEnv()
     env.set("env_vars", {"A": "1"})
     assert env == {"env_vars": {"A": "1"}}
