@@ -27,7 +27,7 @@ from fastray._native.session import WIRE, Attachment
 from fastray.attach import AttachedNode
 from fastray.cluster import inquiry
 from fastray.cluster.actors import ActorReporter
-from fastray.cluster.adoption import Adopter
+from fastray.cluster.adoption import RETURN_WAIT_S, Adopter
 from fastray.cluster.demands import CHANNEL, Demands
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
@@ -44,7 +44,7 @@ from fastray.exceptions import (
 )
 from fastray.gcs import auth, commands
 from fastray.gcs.client import WINDOW_S, GcsClient
-from fastray.gcs.records import ALIVE, RUNNING, Job, Load, Node
+from fastray.gcs.records import ALIVE, FINISHED, RUNNING, Job, Load, Node
 from fastray.scheduling.global_scheduler import GlobalScheduler
 from fastray.scheduling.resources import units
 from fastray.scheduling.view import NodeView
@@ -220,8 +220,18 @@ class Agent:
                 self._job_table.pop(key, None)
             else:
                 self._job_table[key] = row
-        if row is not None and row.state != RUNNING and self.job_ended is not None:
-            self.job_ended(row.job_id)
+        if row is None or row.state == RUNNING:
+            return
+        if row.state == FINISHED:
+            self._end_job(row.job_id)
+        else:  # its agent may have died alone: then the next one goes on with the job
+            timer = threading.Timer(RETURN_WAIT_S, self._end_job, (row.job_id,))
+            timer.daemon = True
+            timer.start()
+
+    def _end_job(self, job: int) -> None:
+        if self.job_ended is not None and not self.runs_job(job):
+            self.job_ended(job)
 
     def ended_jobs(self) -> set[int]:
         """Numbers of those that the store remembers."""
