@@ -40,8 +40,9 @@ from fastray.placement_groups import (
 )
 from fastray.placement_groups import PENDING as WAITS
 from fastray.placement_groups import REMOVED as OVER
-from fastray.scheduling.group_placer import GroupPlacer, Wanted
+from fastray.scheduling.group_placer import GroupPlacer, Wanted, place
 from fastray.scheduling.resources import add, units
+from fastray.scheduling.view import Infeasible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ STATES = {PENDING: WAITS, PLACED: READY, RESCHEDULING: MOVING, REMOVED: OVER}
 JOB_RETURN_S = 5.0  # for the agent of a driver's node to come back
 ANSWER_S = 5.0  # for the store, when somebody asks for all groups
 OPEN = 1 << 32  # kBundleOpen
+
+
+def _age(row: PlacementGroup) -> tuple[int, int, int]:
+    """Grows with each change of a row."""
+    return row.attempt, (PENDING, RESCHEDULING, PLACED, REMOVED).index(row.state), len(row.agreed)
 
 
 class GroupKeeper:
@@ -84,8 +90,8 @@ class GroupKeeper:
                 self.rows.pop(group_id, None)
                 return
             known = self.rows.get(group_id)
-            if known is not None and (known == row or known.attempt > row.attempt or known.state == REMOVED):
-                return
+            if known is not None and _age(known) >= _age(row):
+                return  # an answer may be older than what was heard since
             self.rows[group_id] = row
             self.version += 1
             self._say(self._message(row, STATES[row.state]))
@@ -238,8 +244,15 @@ class GroupKeeper:
                     "id": row.group_id.hex(), "state": STATES[row.state], "bundles": row.bundles,
                     "strategy": row.strategy, "name": row.name, "namespace": row.namespace, "detached": row.detached,
                     "nodes": [self.node_of(epoch).hex() if epoch else "" for epoch in row.epochs],
-                    "waited_s": max(0.0, row.placed_at - row.created_at),
+                    "waited_s": max(0.0, row.placed_at - row.created_at), "never_fits": self._never_fits(row),
                 }
                 for row in self.rows.values()
                 if only in ("", row.group_id.hex())
             ]  # fmt: skip
+
+    def _never_fits(self, row: PlacementGroup) -> bool:
+        """As the cluster is now."""
+        if row.state not in (PENDING, RESCHEDULING):
+            return False
+        wanted = self._wanted(row, {epoch: self.node_of(epoch) for epoch in row.epochs})
+        return isinstance(place(wanted, self._agent.node_views()), Infeasible)

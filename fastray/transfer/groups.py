@@ -62,11 +62,13 @@ class Groups:
         self.keeper = GroupKeeper(agent, lock, say)
         self._self = agent.node_id
         self._version = -1
+        self.held_back = False  # tasks could not be sent at the last look
 
     def step(self) -> list[int]:
         """One look around; the classes to wake up for."""
         self.keeper.step()
         changed, self._version = self.keeper.version != self._version, self.keeper.version
+        self.held_back = False
         classes = []
         for cls, entry, life, bundle, routed, placement, environment, job, waiting in native.group_classes():
             if not (changed or routed):
@@ -81,11 +83,12 @@ class Groups:
                 native.set_routed(cls, not is_local)
             if is_local:
                 continue
-            if waiting and room:
-                here = (entry, life, HERE if bundle < 0 else bundle)
-                waiting -= self._send(cls, waiting, room, _Later(self._functions, demand, environment, job, here))
-            if waiting <= 0:
+            here = (entry, life, HERE if bundle < 0 else bundle)
+            later = _Later(self._functions, demand, environment, job, here)
+            if not waiting or self._send(cls, waiting, room, later):
                 classes.append(cls)
+            else:  # until it is placed, or there is room again
+                self.held_back = True
         if changed:
             self._review_actors()
         return classes

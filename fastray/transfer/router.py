@@ -181,7 +181,7 @@ class Router:
                 if not peer.ended:
                     peer.receive(batch)
                     self._after(peer)
-                    if self._held_back:
+                    if self._held_back or self._groups.held_back:
                         native.wake()
 
         def on_end(reason: str) -> None:

@@ -258,7 +258,7 @@ def _describe_own(runtime: Runtime, row: GroupRow) -> dict[str, Any]:
 def _describe_shared(row: dict[str, Any]) -> dict[str, Any]:
     return _describe(
         row["id"], row["name"], row["bundles"], row["nodes"], row["strategy"], row["state"], row["detached"],
-        1000 * row["waited_s"], "QUEUED",
+        1000 * row["waited_s"], "INFEASIBLE" if row["never_fits"] else "QUEUED",
     )  # fmt: skip
 
 

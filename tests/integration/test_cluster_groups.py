@@ -194,6 +194,7 @@ def test_what_fits_nowhere_waits_for_a_node(cluster, group):
         pg = group([{"CPU": 1}, {"moon": 1}])
     inside = where.options(num_cpus=0, scheduling_strategy=Inside(pg, 1)).remote()
     assert not pg.wait(0.2)
+    assert placement_group_table(pg)["stats"]["scheduling_state"] == "INFEASIBLE"
     node = cluster.add_node(num_cpus=1, resources={"moon": 1})
     try:
         assert pg.wait(GET_S)
