@@ -198,7 +198,7 @@ def draw_plot(found: dict, path: str) -> None:
         axes.set_title(f"{name}: {totals['original']:,} run, {totals['again']:,} again", fontsize=9, pad=12)
         axes.set_ylabel("ended a second", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0].legend(fontsize=8, loc="lower right")
     panels[-1].set_xlabel(f"seconds; {found['cores']} cores, load {found['load']:.1f}", fontsize=8)
     figure.savefig(path, dpi=140)
 
