@@ -29,7 +29,7 @@ import numpy
 import fastray
 from fastray.cluster_utils import Cluster
 
-SIZES = {100_000: 40, 1_000_000: 40, 10_000_000: 30, 100_000_000: 12}  # bytes -> tasks of each policy
+SIZES = {100_000: 200, 1_000_000: 200, 10_000_000: 100, 100_000_000: 30}  # bytes -> tasks of each policy
 QUICK = {100_000: 4, 1_000_000: 4}
 STORE_BYTES = 1 << 30
 POLICIES = {"aware": "DEFAULT", "unaware": "SPREAD"}

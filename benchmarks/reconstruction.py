@@ -32,7 +32,7 @@ from fastray.cluster_utils import Cluster
 TASK_S, CALL_S = 0.1, 0.02
 SLOTS = 4  # tasks of a node at once
 CHAINS, AHEAD = 16, 10
-VALUE_BYTES = 200_000
+VALUE_BYTES, STORE_BYTES = 200_000, 2 << 30  # values of more than 100 kB stay where they were made
 ACTORS, CALLS_AHEAD, CHECKPOINT_CALLS, NEVER = 6, 20, 10, 4000
 BIN_S = 0.5
 WAIT_S = 120
@@ -82,7 +82,7 @@ class Nodes:
     """The cluster, and what happens to it: ("kill" or "join", seconds after the start)."""
 
     def __init__(self, events):
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
         self.workers = [self.add() for _ in range(3)]
         self.cluster.wait_for_nodes()
         self.happened = []
@@ -90,7 +90,7 @@ class Nodes:
         self._thread = None
 
     def add(self):
-        return self.cluster.add_node(num_cpus=1, resources={"slot": SLOTS}, object_store_memory=1 << 30)
+        return self.cluster.add_node(num_cpus=1, resources={"slot": SLOTS}, object_store_memory=STORE_BYTES)
 
     def begin(self):
         self.start = time.time()
@@ -198,7 +198,7 @@ def draw_plot(found: dict, path: str) -> None:
         axes.set_title(f"{name}: {totals['original']:,} run, {totals['again']:,} again", fontsize=9, pad=12)
         axes.set_ylabel("ended a second", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    panels[0].legend(fontsize=8, loc="lower right")
     panels[-1].set_xlabel(f"seconds; {found['cores']} cores, load {found['load']:.1f}", fontsize=8)
     figure.savefig(path, dpi=140)
 
