@@ -91,6 +91,7 @@ class Demands:
 
     def _set_hook(self, job: int) -> bool:
         self._agent.gcs.call(commands.KvPut(NAMESPACE, HOOK_KEY, str(int(job)).encode()))
+        self._looked_at = -LOOK_S  # here at once, elsewhere when the message comes
         self._agent.gcs.call(commands.Publish(CHANNEL, b""))
         return True
 
