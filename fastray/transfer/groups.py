@@ -13,6 +13,7 @@ held.
 from __future__ import annotations
 
 import threading
+import time
 
 from fastray._native import groups as native
 from fastray._native import link
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 BATCH_MAX, DECISIONS_MAX = 4000, 64  # as router.py
 PENDING, RESTARTING = 2, 5  # ActorState
+FULL_WAIT_S = 5.0
 REMOVED_ERROR = bytes([11])  # kErrorGroupRemoved
 
 
@@ -63,6 +65,7 @@ class Groups:
         self._self = agent.node_id
         self._version = -1
         self.held_back = False  # tasks could not be sent at the last look
+        self._full: dict[int, float] = {}  # creations of actors that wait for room, and since when
 
     def step(self) -> list[int]:
         """One look around; the classes to wake up for."""
@@ -203,7 +206,8 @@ class Groups:
 
     def _place_actor_in(self, row: PlacementGroup, actor: int, creation: int, placement: int) -> None:
         entry, life, bundle = native.place_of_class(ACTOR_CLASS + actor)
-        room = self._room(row, bundle, self._functions.wishes(placement).demand)
+        demand = self._functions.wishes(placement).demand
+        room = self._room(row, bundle, demand)
         reachable = [node_id for node_id in room if node_id == self._self or self._peer(node_id) is not None]
         if not reachable:
             return
@@ -214,11 +218,20 @@ class Groups:
             if host in there:
                 there[host] += 1
         best = min(reachable, key=lambda n: (there[n] / room[n], n != self._self))
+        if bundle < 0 and any(demand.values()) and there[best] >= room[best] and self._may_wait(creation):
+            return  # one of them may be ending
+        self._full.pop(creation, None)
         peer = self._peer(best)
         if best == self._self:
             link.keep_actor_here(actor)
         elif peer is not None:
             peer.send_actor(actor, creation, link.describe_actor(actor)[4])
+
+    def _may_wait(self, creation: int) -> bool:
+        """All bundles look full: for a while, as actors may be smaller than this one or end."""
+        now = time.monotonic()
+        self._full = {other: since for other, since in self._full.items() if now - since < 2 * FULL_WAIT_S}
+        return now - self._full.setdefault(creation, now) < FULL_WAIT_S
 
     def _review_actors(self) -> None:
         """Those that were to run in a bundle that this node does not have any more."""
