@@ -52,7 +52,9 @@ class ActorReporter:
         """What the store believes to live here, from an agent before this one, and what does not."""
         self.look(epoch)
         mine = [row for row in self._gcs.read("actor") if row.home == self._node_id and row.state != DEAD]
-        gone = [row.actor_id for row in mine if int.from_bytes(row.actor_id[8:], "big") not in self._told]
+        with self._lock:
+            known = self._told | self._reserved.keys()
+        gone = [row.actor_id for row in mine if int.from_bytes(row.actor_id[8:], "big") not in known]
         self._tell(epoch, [commands.ActorState(key, DEAD, reason="it ended") for key in gone])
 
     def reserve(self, actor: Actor, entry: int) -> Actor:

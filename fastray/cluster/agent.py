@@ -6,8 +6,9 @@
     fenced       the cluster has declared the node dead. The daemon is told, and begins anew with another id
     beat         each 100 ms: what is free, what waits. None while the node's process is stopped: it looks dead then
 
-Threads: this one (beats, jobs, the daemon's word), two of the store's client, one for inquiries. Callbacks of
-`on_node_joined` and `on_node_gone` run on the client's listening thread, one after the other, without `lock`.
+Threads: this one (beats, jobs, the daemon's word), two of the store's client, one for inquiries, one that reports
+actors. Callbacks of `on_node_joined` and `on_node_gone` run on the client's listening thread, one after the other,
+without `lock`.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Agent:
         self._jobs_changed = False
         self._jobs: JobReporter
         self.actors: ActorReporter
+        self._beats = threading.Event()
         self.demands: Demands
         self._tasks: TaskWatcher
         self._inquiries: socket.socket | None = None
@@ -132,11 +134,11 @@ class Agent:
             f"channel:{CHANNEL}": self.demands.heard, **self.topics,
         })  # fmt: skip
         Adopter(self)
+        self._inquiries = inquiry.serve(self.path, self.answers)  # before drivers come, who need a number
         self._jobs.begin(self.attachment.jobs())
-        self.actors.begin(self.epoch)
+        threading.Thread(target=self._report_actors, name="actors", daemon=True).start()
         self._tasks.begin()
         self.gcs.window_s = WINDOW_S
-        self._inquiries = inquiry.serve(self.path, self.answers)
 
     def _own_row(self) -> Node:
         labels: dict[str, str] = self.settings["labels"] or {}
@@ -252,6 +254,19 @@ class Agent:
         with self.lock:
             return next((row.node for row in self._job_table.values() if row.job_id == job), b"")
 
+    def _report_actors(self) -> None:
+        """With each beat, on a thread of its own: the store may let it wait."""
+        begun = False
+        while self._beats.wait():
+            self._beats.clear()
+            try:
+                if not begun:
+                    self.actors.begin(self.epoch)
+                begun = True
+                self.actors.look(self.epoch)
+            except (GcsUnavailableError, GcsRequestError):  # the next look tells it; the beat hears if it is fenced
+                pass
+
     def runs_job(self, job: int) -> bool:
         """Its driver is attached, to whichever node."""
         with self.lock:
@@ -318,9 +333,9 @@ class Agent:
             if now >= next_beat:
                 next_beat = max(next_beat + BEAT_S, now)
                 self._tasks.beat(now, self.epoch)
+                self._beats.set()
                 try:
                     self._beat(now)
-                    self.actors.look(self.epoch)
                     if self._jobs_changed:
                         self._jobs.look(self.attachment.jobs())
                         self._jobs_changed = False

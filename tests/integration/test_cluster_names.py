@@ -46,6 +46,14 @@ def get(refs):
     return fastray.get(refs, timeout=GET_S)
 
 
+def died(actor):
+    try:
+        get(actor.add.remote())
+    except ActorDiedError:
+        return True
+    return False
+
+
 @far
 def use(name, namespace=None):
     return fastray.get(fastray.get_actor(name, namespace).add.remote())
@@ -131,8 +139,7 @@ def test_a_name_is_free_at_once_when_its_actor_was_killed(actor_class):
         actor = actor_class.options(name=name).remote()
         assert get(actor.add.remote()) == 1
         get(kill.remote(name))
-        with pytest.raises(ActorDiedError):
-            get(actor.add.remote())
+        assert eventually(lambda actor=actor: died(actor))  # the word of it is on its way
         actor = actor_class.options(name=name).remote()
         fastray.kill(actor)
 
