@@ -48,7 +48,7 @@ def names(runtime: Runtime) -> list[tuple[str, str]]:
     from fastray.cluster import inquiry
     from fastray.transfer.questions import NAMES
 
-    return [(namespace, name) for namespace, name in inquiry.ask(runtime.session_path, NAMES)]
+    return [(namespace, name) for namespace, name in inquiry.ask(runtime.session_path, NAMES, {})]
 
 
 def reserve(

@@ -77,7 +77,7 @@ class Names:
             else:
                 time.sleep(LOOK_S)
 
-    def names(self) -> list[tuple[str, str]]:
+    def names(self, _: object) -> list[tuple[str, str]]:
         """(namespace, name) of all that live."""
         found: list[tuple[str, str]] = self._agent.gcs.call(commands.ActorNames())
         return found

@@ -2,4 +2,4 @@
 
 FIND = "find_actor"  # [namespace, name] -> handle of a creation record on this node, 0
 RESERVE = "reserve_actor"  # the fields of a row of the store's table -> whether the name is the actor's
-NAMES = "actor_names"  # -> [[namespace, name]]
+NAMES = "actor_names"  # anything -> [[namespace, name]]
