@@ -14,7 +14,8 @@ import threading
 from fastray.actor_errors import why_text
 from fastray.exceptions import GcsRequestError
 from fastray.gcs import commands
-from fastray.gcs.records import ALIVE, DEAD, PENDING_CREATION, RESTARTING, Actor
+from fastray.gcs.records import ALIVE, DEAD, RESTARTING, Actor
+from fastray.node_state import ACTOR_STATES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     About = tuple[str, str, str, bool, int, int, int]  # of ActorWatch.describe
 
 LOOKS = 2  # without finding an actor whose entry is not being written any more: it is gone
-STATES = {2: PENDING_CREATION, 3: PENDING_CREATION, 4: ALIVE, 5: RESTARTING, 6: DEAD}  # ActorState of csrc
-STARTING = 3
+STARTING = 3  # ActorState
 
 
 class ActorReporter:
@@ -87,12 +87,12 @@ class ActorReporter:
         states = [state for row in self._rows if (state := self._state_of(*row)) is not None]
         states += self._given_up()
         self._tell(epoch, states)
-        self._told -= {row[0] for row in self._rows if STATES[row[2]] == DEAD}
+        self._told -= {row[0] for row in self._rows if ACTOR_STATES[row[2]] == DEAD}
         self._rows.clear()
 
     def _state_of(self, record: int, creation: int, state: int, restarts: int, pid: int) -> commands.ActorState | None:
         about = self._watch.describe(creation)
-        if STATES[state] == DEAD and record not in self._told:
+        if ACTOR_STATES[state] == DEAD and record not in self._told:
             with self._lock:
                 if self._reserved.pop(record, None) is None:
                     return None
@@ -112,7 +112,7 @@ class ActorReporter:
             self._told.add(record)
             with self._lock:
                 self._reserved.pop(record, None)
-        name = STATES[state] if state != STARTING or not restarts else RESTARTING
+        name = ACTOR_STATES[state] if state != STARTING or not restarts else RESTARTING
         if name == DEAD:
             return self._dead(record, restarts, about)
         epoch = self.epoch_of(creation) if name == ALIVE and not pid else 0

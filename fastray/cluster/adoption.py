@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from fastray.gcs.records import Actor
 
 RECIPE_BYTES_MAX = 1 << 20
-RETURN_WAIT_S = 10.0  # as the router waits for a node to come back
-HOME_DIED = "its node died"  # the reason in the rows of a node's actors
+RETURN_WAIT_S = 10.0  # for a node that was there to come back, or for another in its place
 
 
 def recipe_of(actor_class: ActorClass, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
@@ -77,6 +76,8 @@ class Adopter:
 
 def orphans(rows: list[Actor], living: set[bytes]) -> list[Actor]:
     """Of the actors, those that are to be made anew: the last one of each name, if nobody has taken that."""
+    from fastray.gcs.actor_table import HOME_DIED  # the agent's alone: creators of actors come by this module too
+
     last: dict[tuple[str, str], Actor] = {}
     for row in sorted(rows, key=lambda row: row.created_at):
         if row.name:

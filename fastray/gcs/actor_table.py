@@ -18,6 +18,7 @@ from fastray.gcs.records import ALIVE, DEAD, PENDING_CREATION, RESTARTING, Actor
 from fastray.gcs.table import Changes, Refused, Table
 
 DEAD_MAX = 10_000
+HOME_DIED = "its node died"  # how the reason of those begins that ended with their home
 STATES = (PENDING_CREATION, ALIVE, RESTARTING, DEAD)
 
 
@@ -106,7 +107,7 @@ class ActorTable(Table[Actor]):
 
     def node_died(self, node_id: bytes, reason: str, now: float, changes: Changes) -> None:
         for actor in [a for a in self.rows.values() if a.home == node_id and a.state != DEAD]:
-            self._end(actor, f"its node died: {reason}", now, changes)
+            self._end(actor, f"{HOME_DIED}: {reason}", now, changes)
 
     def job_ended(self, job: int, now: float, changes: Changes) -> None:
         for actor in [a for a in self.rows.values() if a.job == job and not a.detached and a.state != DEAD]:

@@ -21,7 +21,7 @@ from fastray.placement_groups import HERE
 from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.resources import fits, units
 from fastray.transfer.group_keeper import GroupKeeper
-from fastray.transfer.peer import number_of
+from fastray.transfer.peer import BATCH_MAX, DECISIONS_MAX, number_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from fastray.transfer.functions import Functions
     from fastray.transfer.peer import Peer
 
-BATCH_MAX, DECISIONS_MAX = 4000, 64  # as router.py
 PENDING, RESTARTING = 2, 5  # ActorState
 FULL_WAIT_S = 5.0
 REMOVED_ERROR = bytes([11])  # kErrorGroupRemoved

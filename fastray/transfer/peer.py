@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fastray.transfer.stream import Stream
     from fastray.transfer.trace import Trace
 
+BATCH_MAX = 4000  # tasks placed at a time
+DECISIONS_MAX = 64  # and decisions about them
 OUTSTANDING_MAX = 20_000  # tasks sent to one node and not answered yet
 
 

@@ -25,6 +25,7 @@ import traceback
 from fastray._native import link as native
 from fastray._native.groups import routed_classes
 from fastray.actor_errors import HANDLES_GONE, NODE_GONE, START_FAILED
+from fastray.cluster.adoption import RETURN_WAIT_S
 from fastray.control import (
     CANCEL,
     KILL_ACTOR,
@@ -48,7 +49,7 @@ from fastray.transfer.groups import Groups
 from fastray.transfer.locations import Locations
 from fastray.transfer.names import Names
 from fastray.transfer.packages import Packages
-from fastray.transfer.peer import Peer, error_of, number_of, unschedulable
+from fastray.transfer.peer import BATCH_MAX, DECISIONS_MAX, Peer, error_of, number_of, unschedulable
 from fastray.transfer.remote_logs import LogForwarder
 from fastray.transfer.stream import Client, Server, Stream
 
@@ -58,11 +59,8 @@ if TYPE_CHECKING:
     from fastray.gcs.records import Node
 
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
-BATCH_MAX = 4000  # tasks placed at a time
-DECISIONS_MAX = 64  # and decisions of the global scheduler about them
 PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
 SPILL_WAIT_S, SPILL_TASK_S = 0.1, 0.001  # a queue as long as this, of tasks as long as that, is shared
-RETURN_WAIT_S = 10.0  # for a node that was there to come back, or for another in its place
 SWITCH_S = 0.0005  # a thread with a batch in hand does not wait long for one that computes
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
