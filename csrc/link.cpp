@@ -8,7 +8,7 @@ namespace fastray {
 
 // ---- frames ----------------------------------------------------------------------------------------------
 
-size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes) {
+size_t Link::receive(const uint8_t* data, size_t size, const uint8_t** message, size_t* message_bytes) {
   size_t at = 0;
   *message = nullptr;
   while (!bad_ && *message == nullptr && size - at >= sizeof(FrameHead)) {

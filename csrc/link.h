@@ -111,7 +111,7 @@ class Link {
 
   // ---- both ------------------------------------------------------------------------------------
   // Applies frames. Stops behind a message (its place in *message) and returns what it took; bad(): close the link.
-  size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes);
+  size_t receive(const uint8_t* data, size_t size, const uint8_t** message, size_t* message_bytes);
   bool bad() const { return bad_; }
   void fetch(Handle asked, bool here = false);
   void send_message(const std::string& body);

@@ -42,8 +42,8 @@ enum FetchHow : uint64_t {
 };
 
 struct FrameHead {
-  uint32_t kind;
-  uint32_t bytes;
+  uint64_t kind;  // FrameKind
+  uint64_t bytes;
 };
 struct TaskHead {
   uint64_t wire;  // handle of the task at its sender: the name it answers to
@@ -109,7 +109,7 @@ class Writer {
     put(FrameHead{kind, 0});
   }
   void end() {
-    uint32_t n = static_cast<uint32_t>(out.size() - start_ - sizeof(FrameHead));
+    uint64_t n = out.size() - start_ - sizeof(FrameHead);
     memcpy(out.data() + start_ + offsetof(FrameHead, bytes), &n, sizeof n);
   }
 

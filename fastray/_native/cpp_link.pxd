@@ -63,7 +63,7 @@ cdef extern from "link.h" namespace "fastray" nogil:
         void send_consumed()
         size_t imported()
         Handle imported_as(uint64_t wire)
-        size_t receive(const uint8_t* data, size_t size, const uint8_t** message, uint32_t* message_bytes)
+        size_t receive(const uint8_t* data, size_t size, const uint8_t** message, size_t* message_bytes)
         cbool bad()
         void fetch(Handle asked, cbool here)
         vector[Copy] take_elsewhere()

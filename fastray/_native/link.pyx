@@ -396,7 +396,7 @@ cdef class Link:
 
         Raises ValueError when the batch makes no sense: then the link has to be closed."""
         cdef const uint8_t* message = NULL
-        cdef uint32_t size = 0
+        cdef size_t size = 0
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(batch)
         at += self.link.receive(data + at, PyBytes_GET_SIZE(batch) - at, &message, &size)
         if self.link.bad():

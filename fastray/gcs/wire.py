@@ -20,7 +20,7 @@ import msgspec
 
 from fastray.gcs import auth
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 SERVICE = "fastray.gcs.Gcs"
 HEALTH = "/grpc.health.v1.Health/Check"
 UNARY = ("Hello", "Batch", "Beat", "History")

@@ -6,7 +6,7 @@ Reading order:
     peer.py         one other node: frames in and out, what it has been told of functions
     names.py        named actors, wherever they were created
     functions.py    functions and scheduling classes of one node, made on another
-    stream.py       gRPC: a stream of batches to and from each node, refused without the token
+    stream.py       a connection to each node, refused without the token: batches of frames to it and from it
     bulk.py         Arrow Flight: the buffers of large values, from store to store
     copies.py       large values that come from another node than their owner's
     trace.py        what happened when, for docs/internals/remote_task.md; off unless FASTRAY_TRACE=1

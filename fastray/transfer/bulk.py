@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from fastray.gcs import auth
     from fastray.transfer.peer import Peer
 
-CHUNK = 4 << 20
-PARALLEL = 2
+CHUNK = 16 << 20
+PARALLEL = 4
 PART_MIN = 16 << 20  # a value is split when its parts are at least this long
 ADDRESS_WAIT_S = 20.0  # for the other node to say where its server is: it may be importing
 TICKET = struct.Struct("<QQQ")

@@ -51,7 +51,7 @@ from fastray.transfer.names import Names
 from fastray.transfer.packages import Packages
 from fastray.transfer.peer import BATCH_MAX, DECISIONS_MAX, Peer, error_of, number_of, unschedulable
 from fastray.transfer.remote_logs import LogForwarder
-from fastray.transfer.stream import Client, Server, Stream
+from fastray.transfer.stream import Server, Stream, connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,12 +146,14 @@ class Router:
     def _dial(self, row: Node) -> None:
         """Opens the stream, and again until the node is gone."""
         while not self._closed and self._rows.get(row.node_id) is row:
-            client = Client(row.address, self.agent.token, self._tls)
-            stream = client.open(self.agent.node_id, self.agent.epoch)
-            if client.is_accepted(stream):  # what is sent to one that is not there would fail
+            try:
+                stream = connect(row.address, self.agent.token, self._tls, self.agent.node_id, self.agent.epoch)
+            except OSError:  # it is not there, or does not know us yet
+                pass
+            else:
                 ended = threading.Event()
                 self._connect(row, stream, ended)
-                client.begin(stream)
+                stream.begin()
                 ended.wait()
             time.sleep(DIAL_WAIT_S)
 

@@ -48,7 +48,7 @@ KINDS = {
 # csrc/link_wire.h
 MESSAGE, TASK, RESULT, FETCH, VALUE = 1, 2, 3, 6, 7  # FrameKind
 STATES = {4: "done", 5: "failed", 8: "away"}  # State of csrc/types.h
-_FRAME = struct.Struct("<II")  # FrameHead: kind, bytes of body
+_FRAME = struct.Struct("<QQ")  # FrameHead: kind, bytes of body
 _TASK = struct.Struct("<Q")  # TaskHead: wire
 _FETCH = struct.Struct("<QQ")  # handle, tag
 _RESULT = struct.Struct("<QII")  # ResultHead: wire, state, number of the return value

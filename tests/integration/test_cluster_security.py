@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -43,7 +44,6 @@ from fastray.transfer.functions import Definition
 
 WAIT_S = 30.0
 REFUSED = "this cluster asks for its token"
-LINK_METHODS = [stream.METHOD, "/fastray.transfer.Link/NoSuchMethod", wire.method("Batch")]
 GIVEN = ["none", "wrong", "prefix", "empty"]
 MESSAGE, TASK, RESULT, FETCH, VALUE, ITEM, LAST = 1, 2, 3, 6, 7, 10, 11  # FrameKind
 
@@ -163,7 +163,7 @@ def stranger(cluster):
 
 
 def frame(kind, body):
-    return struct.pack("<II", kind, len(body)) + body
+    return struct.pack("<QQ", kind, len(body)) + body
 
 
 def canary_frame(path):
@@ -174,21 +174,37 @@ def canary_frame(path):
     return frame(MESSAGE, msgspec.msgpack.encode(("function", definition)))
 
 
-def talk(address, metadata, batches, *, method=stream.METHOD, stay=True):
-    """Sends all, and reads until the other side ends the call: its status. `stay`: we do not end it before."""
-    requests = queue.SimpleQueue()
-    for batch in batches if stay else [*batches, None]:
-        requests.put(batch)
-    with grpc.insecure_channel(address, wire.CHANNEL_OPTIONS) as channel:
-        call = channel.stream_stream(method)(iter(requests.get, None), metadata=metadata, timeout=WAIT_S)
-        try:
-            for _ in call:
-                pass
-            return call.code()
-        except grpc.RpcError as error:
-            return error.code()
-        finally:
-            requests.put(None)
+def read(connection):
+    """All that it says, until it closes the connection; a socket's time limit fails the test."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while more := connection.recv(1 << 16):
+            said += more
+    return said
+
+
+def messages(*bodies):
+    return b"".join(stream.LENGTH.pack(len(body)) + body for body in bodies)
+
+
+def caller(address):
+    host, port = address.split(":")
+    return socket.create_connection((host, int(port)), WAIT_S)
+
+
+def talk(address, metadata, batches, *, stay=True):
+    """The status of the other side's answer, "" when it accepts the stream; then sends all, and reads until it ends
+    the connection. `stay`: we do not end it before."""
+    with caller(address) as connection:
+        connection.sendall(messages(msgspec.msgpack.encode(dict(metadata))))
+        (size,) = stream.LENGTH.unpack(connection.recv(8, socket.MSG_WAITALL))
+        answer, _ = msgspec.msgpack.decode(connection.recv(size, socket.MSG_WAITALL))
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(messages(*batches))
+            if not stay:
+                connection.shutdown(socket.SHUT_WR)
+        read(connection)
+    return answer
 
 
 @pytest.mark.parametrize("given", GIVEN)
@@ -204,11 +220,23 @@ def test_the_store_refuses(cluster, tmp_path, given):
 def test_agents_refuse_streams(cluster, stranger, tmp_path, given):
     batches = [canary_frame(tmp_path / "canary"), pickle.dumps(Canary(tmp_path / "canary"))]
     for address in stream_addresses(cluster):
-        for method in LINK_METHODS:
-            metadata = [*headers(cluster, given), *stranger.who()]  # all is right but the token
-            assert talk(address, metadata, batches, method=method) == grpc.StatusCode.UNAUTHENTICATED
+        metadata = [*headers(cluster, given), *stranger.who()]  # all is right but the token
+        assert talk(address, metadata, batches) == "UNAUTHENTICATED"
+        with caller(address) as connection:  # who does not wait for the answer
+            connection.sendall(messages(msgspec.msgpack.encode(dict(metadata)), *batches))
+            read(connection)
     assert not (tmp_path / "canary").exists()
     run_everywhere()
+
+
+def test_agents_refuse_what_is_no_hello(cluster, tmp_path):
+    body = pickle.dumps(Canary(tmp_path / "canary"))
+    for address in stream_addresses(cluster):
+        for first in (body, messages(body), canary_frame(tmp_path / "canary")):
+            with caller(address) as connection:
+                connection.sendall(first)
+                assert read(connection) == b""
+    assert not (tmp_path / "canary").exists()
 
 
 def test_agents_refuse_who_is_no_node_of_the_cluster(cluster, stranger, tmp_path):
@@ -217,13 +245,13 @@ def test_agents_refuse_who_is_no_node_of_the_cluster(cluster, stranger, tmp_path
     old = [(name, "0") if name == wire.WIRE else (name, value) for name, value in right]
     over = {**who, stream.EPOCH: str(stranger.epoch - 1)}
     for address in stream_addresses(cluster):
-        for metadata, code in [
-            ([*old, *who.items()], grpc.StatusCode.FAILED_PRECONDITION),  # another wire version
-            ([*right, *over.items()], grpc.StatusCode.FAILED_PRECONDITION),  # a life that is over
-            (right, grpc.StatusCode.INVALID_ARGUMENT),  # nobody
-            ([*right, (stream.NODE, "no hex"), (stream.EPOCH, "1")], grpc.StatusCode.INVALID_ARGUMENT),
+        for metadata, answer in [
+            ([*old, *who.items()], "FAILED_PRECONDITION"),  # another wire version
+            ([*right, *over.items()], "FAILED_PRECONDITION"),  # a life that is over
+            (right, "INVALID_ARGUMENT"),  # nobody
+            ([*right, (stream.NODE, "no hex"), (stream.EPOCH, "1")], "INVALID_ARGUMENT"),
         ]:
-            assert talk(address, metadata, batches) == code
+            assert talk(address, metadata, batches) == answer
     assert not (tmp_path / "canary").exists()
 
 
@@ -288,7 +316,7 @@ def test_a_peer_with_the_token_may_run_code(cluster, stranger, tmp_path):
 GARBAGE = {
     "a pickle": pickle.dumps({"a": 1}),
     "half a head": b"\1\0\0",
-    "less than it says": struct.pack("<II", MESSAGE, 1 << 31),
+    "less than it says": struct.pack("<QQ", MESSAGE, 1 << 31),
     "a kind that is none": frame(99, bytes(16)),
     "half a task": frame(TASK, bytes(10)),
     "references that are not there": frame(TASK, struct.pack("<QIIHHHBB", 1, 1, 0, 1, 9, 9, 0, 0) + bytes(24)),
@@ -307,8 +335,7 @@ GARBAGE = {
 def test_garbage_ends_its_stream_and_nothing_else(cluster, stranger, garbage):
     before = lives(cluster)
     for address in stream_addresses(cluster):
-        code = talk(address, [*headers(cluster, "right"), *stranger.who()], [garbage])
-        assert code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)  # not our deadline
+        assert talk(address, [*headers(cluster, "right"), *stranger.who()], [garbage]) == ""  # and it ended
     run_everywhere()
     assert lives(cluster) == before
 
@@ -363,6 +390,35 @@ def test_with_certificates_nothing_between_nodes_is_readable(tmp_path):
     (tmp_path / "runtime").mkdir()
     done = subprocess.run([sys.executable, str(program)], env=environ, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.returncode) == ("whole\n", 0), done.stderr
+
+
+def test_a_stream_with_a_certificate_speaks_tls_only(tmp_path):
+    from fastray.gcs import auth
+
+    (tmp_path / "other").mkdir()
+    tls, other_tls = auth.load_tls(certificates(tmp_path)), auth.load_tls(certificates(tmp_path / "other"))
+    accepted = queue.SimpleQueue()
+    server = stream.Server("secret" * 6, lambda node_id, epoch, made: accepted.put(made) or "")
+    address = f"127.0.0.1:{server.listen('127.0.0.1', tls)}"
+    try:
+        for trusted in (None, other_tls):
+            with pytest.raises(OSError, match=r"."):
+                stream.connect(address, "secret" * 6, trusted, bytes(28), 1)
+        ends = [stream.connect(address, "secret" * 6, tls, bytes(28), 1), accepted.get(timeout=WAIT_S)]
+        sent = [[os.urandom(size) for size in (1, 5000, 3 << 20, 0, 1 << 20) * 8] for _ in ends]
+        got = [queue.SimpleQueue() for _ in ends]
+        for end, came in zip(ends, got):
+            end.on_batch = came.put
+        ends[0].begin()
+        for end, batches in zip(ends, sent):
+            for batch in batches:
+                end.send(batch)
+        assert [got[1].get(timeout=WAIT_S) for _ in sent[0]] == sent[0]
+        assert [got[0].get(timeout=WAIT_S) for _ in sent[1]] == sent[1]
+        ends[0].end("the test is over")
+        assert eventually(lambda: all(end._socket.fileno() < 0 for end in ends))
+    finally:
+        server.close()
 
 
 def test_a_flight_server_with_a_certificate_speaks_tls_only(cluster, tmp_path):

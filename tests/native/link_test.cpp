@@ -67,7 +67,7 @@ struct Pair {
   static void carry(Node& from, Node& to) {
     std::string batch = from.link->take_out();
     const uint8_t* message;
-    uint32_t bytes;
+    size_t bytes;
     auto* data = reinterpret_cast<const uint8_t*>(batch.data());
     CHECK(to.link->receive(data, batch.size(), &message, &bytes) == batch.size());
     CHECK(message == nullptr && !to.link->bad());
@@ -331,7 +331,7 @@ void garbage() {
     std::string batch = good.substr(0, round % 2 == 0 ? random.below(good.size()) : good.size());
     if (round % 2 == 1) batch[random.below(batch.size())] ^= static_cast<char>(1 + random.below(255));
     const uint8_t* message;
-    uint32_t bytes;
+    size_t bytes;
     auto* copy = static_cast<uint8_t*>(malloc(batch.size() + 1));  // so that a sanitizer sees the end
     memcpy(copy, batch.data(), batch.size());
     size_t at = 0;

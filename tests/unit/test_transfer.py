@@ -1,4 +1,4 @@
-"""The parts of fastray/transfer that need no session: how values are cut, what messages hold, how a stream ends."""
+"""The parts of fastray/transfer that need no session: how values are cut, what messages hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from fastray.scheduling.view import Infeasible
 from fastray.transfer import bulk
 from fastray.transfer.functions import ActorDefinition, Definition, Functions, Wishes
 from fastray.transfer.peer import Peer, cannot, error_of, number_of
-from fastray.transfer.stream import FRAME_HEAD, Stream, pieces
 
 # ---- bulk.py -----------------------------------------------------------------------------------------------
 
@@ -198,51 +197,3 @@ def test_wishes_are_read_again_when_their_entry_has_another_content():
     assert functions.wishes(3) == Wishes({"CPU": 10_000}, "DEFAULT", {})
     attachment.blobs[3] = pickle.dumps(({"far": 1}, "SPREAD", {"zone": "far"}))  # the job is over, the entry another's
     assert functions.wishes(3) == Wishes({"far": 1}, "SPREAD", {"zone": "far"})
-
-
-# ---- stream.py ---------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.binary(max_size=60), min_size=1, max_size=12), st.integers(8, 100))
-@settings(max_examples=500, deadline=None)
-def test_pieces_are_whole_frames(bodies, most):
-    frames = [FRAME_HEAD.pack(1, len(body)) + body for body in bodies]
-    ends = {sum(map(len, frames[: n + 1])) for n in range(len(frames))}
-    found = list(pieces(b"".join(frames), most))
-    assert b"".join(found) == b"".join(frames)
-    assert {sum(map(len, found[: n + 1])) for n in range(len(found))} <= ends
-    assert all(0 < len(piece) <= most or piece in frames for piece in found)
-
-
-def test_a_stream_sends_in_order_and_ends_once():
-    stream, ends, cancelled = Stream(), [], []
-    stream.on_end = ends.append
-    stream._cancel = lambda: cancelled.append(1)
-    for batch in (b"a", b"b", b"c"):  # short: nobody looks into them
-        stream.send(batch)
-    stream.end("first")
-    stream.end("second")
-    assert list(stream.batches()) == [b"a", b"b", b"c"]
-    assert (ends, cancelled) == (["first"], [1])
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ValueError("makes no sense"), "makes no sense"),
-        (KeyError("x"), "KeyError: 'x'"),
-        (None, "it closed the connection"),
-    ],
-)
-def test_a_stream_says_why_it_ended(error, reason):
-    stream, ends, seen = Stream(), [], []
-
-    def on_batch(batch):
-        seen.append(batch)
-        if error is not None:
-            raise error
-
-    stream.on_batch, stream.on_end = on_batch, ends.append
-    stream.read(iter([b"1", b"2"]))
-    assert ends == [reason]
-    assert seen == ([b"1", b"2"] if error is None else [b"1"])

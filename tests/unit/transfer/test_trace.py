@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs/internals/remote_task.md"
 
 def frame(kind, layout="", *fields):
     body = struct.pack("<" + layout, *fields)
-    return struct.pack("<II", kind, len(body)) + body
+    return struct.pack("<QQ", kind, len(body)) + body
 
 
 def noted(made):
@@ -71,7 +71,7 @@ def test_what_comes_is_noted_up_to_the_message_that_python_handles_first():
         frame(RESULT, "QII", 8, 8, 0),
         frame(FETCH, "QQ", 1, 2)[:-1],
         frame(99),
-        struct.pack("<II", VALUE, 0xFFFFFFFF),
+        struct.pack("<QQ", VALUE, (1 << 64) - 1),
     ],
 )
 def test_bad_frames_are_left_to_the_link(batch):
