@@ -103,9 +103,6 @@ class Network:
         self.machines.append(made)
         return made
 
-    def _rule(self, verb, chosen):
-        self._router.shell(f"ip rule {verb} {chosen} blackhole")
-
     def cut(self, a, b=None, one_way=False):
         """No packet gets from `a` to `b` (None: to anybody), nor back, unless it is `one_way`."""
         self._change("add", a, b, one_way)
@@ -198,6 +195,11 @@ class Machine:
             ) as file:
                 found[int(name)] = file.read().replace("\0", " ")
         return {pid: command for pid, command in found.items() if "fastray" in command}
+
+    def next_pid(self, pid):
+        """The next process here gets this pid, if it is free."""
+        script = f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid"
+        subprocess.run([*self._namespace.enter, "sh", "-c", script], check=True)
 
     # ---- what happens to it ---------------------------------------------------------------------------
 
