@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from fastray import sessions
 
@@ -106,6 +107,12 @@ class Network:
     def cut(self, a, b=None, one_way=False):
         """No packet gets from `a` to `b` (None: to anybody), nor back, unless it is `one_way`."""
         self._change("add", a, b, one_way)
+
+    def cut_for(self, seconds, machine):
+        """As `cut`; returns when it is mended."""
+        self.cut(machine)
+        time.sleep(seconds)
+        self.mend(machine)
 
     def mend(self, a, b=None, one_way=False):
         """Takes back the same `cut`."""
@@ -195,6 +202,11 @@ class Machine:
             ) as file:
                 found[int(name)] = file.read().replace("\0", " ")
         return {pid: command for pid, command in found.items() if "fastray" in command}
+
+    def sent(self):
+        """Bytes that have come from it to the router."""
+        with open(f"/proc/{self._router.first}/net/dev") as file:
+            return next(int(line.split()[1]) for line in file if line.strip().startswith(f"{self._port}:"))
 
     def next_pid(self, pid):
         """The next process here gets this pid, if it is free."""

@@ -118,7 +118,7 @@ def test_nodes_do_not_mix(screen):
     screen.printer.feed(1, "stdout", record("f", b"a"))
     screen.printer.feed(1, "stdout", record("f", b"b"), "10.0.0.2")
     for host in ("", "10.0.0.2"):
-        screen.printer.feed(1, "stdout", record("f", b"c\nsame\n"), host)
+        screen.printer.feed(1, "stdout", record("f", b"c\n") + record("f", b"same\n"), host)
     assert screen.lines() == ["(f pid=1) ac", "(f pid=1) same", "(f pid=1, ip=10.0.0.2) bc"]
     screen.printer.close()
     assert screen.lines()[3:] == ["(f pid=1, ip=10.0.0.2) same"]  # of another worker: it was held back
