@@ -101,7 +101,7 @@ class AttachedNode:
             self._control.close()
             raise
         self.segment_fd, self.bell_fd, *logs = fds
-        self._pidfd = _open_pid(self.pid)
+        self._pidfd = _open_peer(self._control)
         self._printed = _thread.allocate_lock()
         if logs and role == control.AS_AGENT:
             self.log_socket = socket.socket(fileno=logs[0])  # frames as log_reader.py has them
@@ -143,7 +143,7 @@ class AttachedNode:
         not want us any more."""
         poll = select.poll()
         poll.register(self._control, 0)
-        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0] and not poll.poll(0)
+        return not (self._pidfd >= 0 and select.select([self._pidfd], [], [], 0)[0]) and not poll.poll(0)
 
     def describe_death(self) -> str:
         """How it ended: its exit status is not ours to see."""
@@ -189,10 +189,11 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def _open_pid(pid: int) -> int:
+def _open_peer(connection: socket.socket) -> int:
+    """A pidfd of the daemon: the pid that it has told is that of its own namespace."""
     try:
-        return os.pidfd_open(pid)
-    except OSError:  # it died since it answered
+        return sessions.peer_of(connection)[0]
+    except OSError:  # it died since it answered, or the kernel cannot say: then its closed socket does
         return -1
 
 

@@ -22,6 +22,7 @@ SETTING_UP = 32
 _HELLO = struct.Struct("<QIIII")
 _REPLY = struct.Struct("<QQIIIIII")
 REPLY_BYTES_MAX = 4096
+ELSEWHERE, HOST_END = 4, b"\0"  # of what another node's workers print, see log_reader.py
 ATTACHED, REFUSED = 1, 2
 AS_DRIVER, AS_OBSERVER, AS_AGENT = 0, 1, 2
 
@@ -75,9 +76,11 @@ def job_over_message(job: int) -> bytes:
     return _MESSAGE.pack(JOB_OVER, job, 0, 0, 0)
 
 
-def print_message(job: int, pid: int, stream: int, text: bytes) -> bytes:
-    """From the agent: the driver of `job` prints what process `pid` on another node wrote (1: stdout, 2: stderr)."""
-    return _MESSAGE.pack(PRINT, job, pid, stream, len(text)) + text
+def print_message(job: int, pid: int, stream: int, text: bytes, host: str) -> bytes:
+    """From the agent: the driver of `job` prints what process `pid` of the node at `host` wrote (1: stdout, 2: stderr);
+    see log_reader.py."""
+    text = host.encode() + HOST_END + text
+    return _MESSAGE.pack(PRINT, job, pid, stream | ELSEWHERE, len(text)) + text
 
 
 def read_forwarded(data: bytes) -> tuple[int, int, bool]:

@@ -1,7 +1,8 @@
 """The driver's thread that prints what tasks printed: frames from the node's log socket into a LogPrinter.
 
-A frame is {u32 pid, u8 stream (1 stdout, 2 stderr), u32 bytes} and the bytes. The thread ends when the node
-closes the socket, after the last line.
+A frame is {u32 pid, u8 stream (1 stdout, 2 stderr), u32 bytes} and the bytes. One from another node has ELSEWHERE in
+`stream`, and begins with that node's address, up to HOST_END: two nodes may have processes of one pid. The thread
+ends when the node closes the socket, after the last line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import select
 import socket
 import struct
+
+from fastray.control import ELSEWHERE, HOST_END
 
 HEADER = struct.Struct("<IBI")
 READ_BYTES = 1 << 16
@@ -38,8 +41,11 @@ def print_logs(logs: socket.socket, log_to_driver: bool) -> None:
                 pid, stream, size = HEADER.unpack_from(pending)
                 if len(pending) < HEADER.size + size:
                     break
-                printer.feed(pid, "stdout" if stream == 1 else "stderr", bytes(pending[HEADER.size :][:size]))
+                text, host = bytes(pending[HEADER.size :][:size]), b""
                 del pending[: HEADER.size + size]
+                if stream & ELSEWHERE:
+                    host, _, text = text.partition(HOST_END)
+                printer.feed(pid, stream & ~ELSEWHERE, text, host.decode())
         if printer is not None:
             wait_s = printer.tick()
     if printer is not None:

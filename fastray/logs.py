@@ -4,10 +4,11 @@
                so that nothing has to be matched up later; bytes without a record in front (a C library, a
                subprocess) are text of the process as a whole
     line       text up to a newline; what a carriage return overwrote before it is dropped
-    source     (pid, stream): where a line comes from
+    source     (pid, stream, host): where a line comes from; host is "" on nodes with the driver's address
 
 `install_task_streams` runs in a worker, once. `LogPrinter` runs in the driver; it is fed with what was read
-from the workers' pipes or files, and prints `(name pid=123) line`.
+from the workers' pipes or files, and prints `(name pid=123) line`, `(name pid=123, ip=10.0.0.2) line` if it was
+another machine's.
 
 Repeats: the same line from several workers within `window_s` is printed once, and then its number:
 `(f pid=7) loading [repeated 3x across cluster]`. Only identical text counts as the same, and one worker that
@@ -31,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
+
+    Origin = tuple[int, str]  # (pid, host)
 
 RECORD = b"\x1e"
 NAME_END = b"\x1f"
@@ -155,10 +158,10 @@ def install_task_streams(get_task_name: Callable[[], str]) -> tuple[TaskStream, 
 class _Source:
     """Bytes of one source that are not printed yet."""
 
-    __slots__ = ("changed_s", "line", "name", "pid", "progress_s", "rest", "stream")
+    __slots__ = ("changed_s", "line", "name", "origin", "progress_s", "rest", "stream")
 
-    def __init__(self, pid: int, stream: str) -> None:
-        self.pid = pid
+    def __init__(self, origin: Origin, stream: str) -> None:
+        self.origin = origin
         self.stream = stream
         self.rest = b""  # the beginning of a record whose name is not complete
         self.line = b""  # the beginning of a line
@@ -172,11 +175,11 @@ class _Repeat:
 
     __slots__ = ("count", "last", "since_s", "workers")
 
-    def __init__(self, pid: int, now_s: float) -> None:
-        self.workers = {pid}
+    def __init__(self, origin: Origin, now_s: float) -> None:
+        self.workers = {origin}
         self.since_s = now_s
         self.count = 0  # not printed yet
-        self.last = ("", pid)
+        self.last = ("", origin)
 
 
 class LogPrinter:
@@ -200,17 +203,18 @@ class LogPrinter:
         self._fixed = {"stdout": stdout, "stderr": stderr}
         self._clock = clock
         self._lock = _thread.allocate_lock()
-        self._sources: dict[tuple[int, str], _Source] = {}
+        self._sources: dict[tuple[Origin, str], _Source] = {}
         self._repeats: dict[tuple[str, str], _Repeat] = {}  # (stream, text), oldest first
         self._progress_on: set[str] = set()  # streams whose cursor stands in a progress line
 
-    def feed(self, pid: int, stream: str | int, chunk: bytes) -> None:
-        """Takes bytes as they were read from the worker `pid`; `stream` is "stdout", "stderr", 1 or 2."""
+    def feed(self, pid: int, stream: str | int, chunk: bytes, host: str = "") -> None:
+        """Takes bytes as they were read from the worker `pid` of `host`; `stream` is "stdout", "stderr", 1 or 2."""
         name = stream if isinstance(stream, str) else ("stdout" if stream == 1 else "stderr")
+        origin = (pid, host)
         with self._lock:
-            source = self._sources.get((pid, name))
+            source = self._sources.get((origin, name))
             if source is None:
-                source = self._sources[(pid, name)] = _Source(pid, name)
+                source = self._sources[(origin, name)] = _Source(origin, name)
             source.changed_s = self._clock()
             self._parse(source, chunk)
             if b"\r" in source.line:
@@ -241,10 +245,10 @@ class LogPrinter:
                     waits.append(self._window_s)
             return min(waits) if waits else None
 
-    def forget(self, pid: int) -> None:
+    def forget(self, pid: int, host: str = "") -> None:
         """The worker is dead and everything it wrote was fed: prints what it left unfinished."""
         with self._lock:
-            for key in [key for key in self._sources if key[0] == pid]:
+            for key in [key for key in self._sources if key[0] == (pid, host)]:
                 self._finish(self._sources.pop(key))
 
     def close(self) -> None:
@@ -308,15 +312,15 @@ class LogPrinter:
                 if len(self._repeats) >= REPEATS_MAX:
                     oldest = next(iter(self._repeats))
                     self._print_repeat(oldest, self._repeats.pop(oldest))
-                self._repeats[key] = _Repeat(source.pid, self._clock())
-            self._print(source.stream, source.name, source.pid, text)
+                self._repeats[key] = _Repeat(source.origin, self._clock())
+            self._print(source.stream, source.name, source.origin, text)
             return
-        repeat.workers.add(source.pid)
+        repeat.workers.add(source.origin)
         if len(repeat.workers) == 1:
-            self._print(source.stream, source.name, source.pid, text)
+            self._print(source.stream, source.name, source.origin, text)
             return
         repeat.count += 1
-        repeat.last = (source.name, source.pid)
+        repeat.last = (source.name, source.origin)
 
     # ---- lines to the screen ----
 
@@ -332,11 +336,11 @@ class LogPrinter:
         fixed = self._fixed[stream]
         return fixed if fixed is not None else getattr(sys, stream)
 
-    def _print(self, stream: str, name: str, pid: int, text: str) -> None:
+    def _print(self, stream: str, name: str, origin: Origin, text: str) -> None:
         target = self._target(stream)
         start = "\n" if stream in self._progress_on else ""  # leave the bar where it is
         self._progress_on.discard(stream)
-        _write(target, f"{start}{_prefix(name, pid, target)} {text}\n")
+        _write(target, f"{start}{_prefix(name, origin, target)} {text}\n")
 
     def _print_progress(self, source: _Source) -> None:
         """A progress bar moves in place on a terminal; elsewhere it is a line now and then, and at its
@@ -351,10 +355,10 @@ class LogPrinter:
             return
         source.progress_s = source.changed_s
         if not moves:
-            self._print(source.stream, source.name, source.pid, _visible(source.line))
+            self._print(source.stream, source.name, source.origin, _visible(source.line))
             return
         self._progress_on.add(source.stream)
-        _write(target, f"\r{_prefix(source.name, source.pid, target)} {_visible(source.line)}\x1b[K")
+        _write(target, f"\r{_prefix(source.name, source.origin, target)} {_visible(source.line)}\x1b[K")
 
 
 def _visible(line: bytes) -> str:
@@ -370,8 +374,9 @@ def _is_terminal(target: TextIO | None) -> bool:
         return False
 
 
-def _prefix(name: str, pid: int, target: TextIO | None) -> str:
-    text = f"({name} pid={pid})" if name else f"(pid={pid})"
+def _prefix(name: str, origin: Origin, target: TextIO | None) -> str:
+    pid, host = origin
+    text = f"({name + ' ' if name else ''}pid={pid}{', ip=' + host if host else ''})"
     return f"\x1b[36m{text}\x1b[0m" if _is_terminal(target) else text
 
 

@@ -211,12 +211,17 @@ def _stop(arguments: argparse.Namespace) -> int:
     if arguments.port is not None:
         paths = [path for path in paths if sessions.read_info(path).get("port") == arguments.port]
     paths.sort(key=lambda path: bool(sessions.read_info(path).get("head")))  # last: the others say goodbye to it
-    stopped = failed = stale = 0
+    stopped = failed = stale = hidden = 0
     for path in paths:
         try:
             pidfd, pid = _daemon_of(path)
         except OSError:
             stale += sessions.remove_stale(path)
+            continue
+        if not pid:
+            print(f"fastray stop: the node in {path} is of another PID namespace: stop it there", file=sys.stderr)
+            os.close(pidfd)
+            hidden += 1
             continue
         ended = _end(pidfd, pid, arguments.force)
         os.close(pidfd)
@@ -226,27 +231,23 @@ def _stop(arguments: argparse.Namespace) -> int:
         print(f"Removed what {stale} killed node{'s' * (stale > 1)} left in {base}.")
     if stopped:
         print(f"Stopped {stopped} node{'s' * (stopped > 1)}.")
-    elif not failed:
+    elif not failed and not hidden:
         print(f"No node runs in {base}.")
     if failed:
         print(f"fastray stop: {failed} did not end; try --force", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or hidden else 0
 
 
 def _daemon_of(path: str) -> tuple[int, int]:
-    """(pidfd, pid) of the process that listens in this session directory. Raises OSError when there is none.
+    """(pidfd, pid) of the process that listens in this session directory; see sessions.peer_of. Raises OSError when
+    there is none.
 
     The kernel says which it is, so that a number in a file that is somebody else's by now does no harm.
     """
-    import socket
-    import struct
-
     from fastray import sessions
 
     with sessions.connect(path) as connection:
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid = struct.unpack("3i", peer)[0]
-        pidfd = os.pidfd_open(pid)
+        pidfd, pid = sessions.peer_of(connection)
         if sessions.is_listening(path):  # it did not end, and its number pass on, in between
             return pidfd, pid
     os.close(pidfd)

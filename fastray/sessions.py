@@ -19,6 +19,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 import time
 
 TYPE_CHECKING = False
@@ -29,6 +30,7 @@ PORT = 6379  # as Ray's: where other nodes join; names the head's session
 LOCK, SOCKET, INFO, LOG = "lock", "node.sock", "daemon.json", "daemon.log"
 STORE, TOKEN = "gcs.db", "auth_token"
 CLAIM_WAIT_S = 1.0  # for somebody who removes a stale directory
+SO_PEERPIDFD = 77  # of asm-generic/socket.h
 SOCKET_PATH_MAX = 107  # of a Unix socket's name; longer ones go through /proc
 
 
@@ -172,6 +174,20 @@ def connect(path: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """(pidfd, pid) of the daemon at the other end of `connect`, whatever numbers it has elsewhere. The pid is 0 when
+    it is not visible in this PID namespace; then signals do not reach it either. Raises OSError when it has ended.
+    """
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", peer)[0]
+    try:
+        return connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD), pid
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT or not pid:  # before Linux 6.5
+            raise
+    return os.pidfd_open(pid), pid
 
 
 class short_name:  # noqa: N801  (a context manager, used as a function)

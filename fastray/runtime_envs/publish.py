@@ -11,7 +11,6 @@ once, when a task that names it is first called, or in `init`. Called by runtime
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 
 from fastray.runtime_env import PACKAGES, STAMPS
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fastray.runtime import Runtime
-
-_counter = itertools.count()
-
 
 def files_of(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(field, path) of what a runtime_env names."""
@@ -60,7 +56,7 @@ def publish_here(fields: dict[str, Any]) -> None:
 
 def _publish(field: str, path: str, excludes: list[str], runtime: Runtime) -> str:
     store = session_store(runtime.session_path)
-    unfinished = store.path(f"packing.{os.getpid()}.{next(_counter)}")
+    unfinished = store.path(f"packing.{os.urandom(8).hex()}")  # drivers of several PID namespaces come here
     prefix = f"{os.path.basename(path)}/" if field == "py_modules" and os.path.isdir(path) else ""
     try:
         digest = pack(path, unfinished, excludes, prefix, field)

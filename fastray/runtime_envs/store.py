@@ -191,7 +191,7 @@ def session_store(session_path: str) -> Store:
 
 def write_atomically(path: str, data: bytes) -> None:
     """The file has all of `data`, or is as it was."""
-    unfinished = f"{path}.{os.getpid()}.tmp"
+    unfinished = f"{path}.{os.urandom(8).hex()}.tmp"  # pids are not unique: containers share a home
     with open(unfinished, "wb") as file:
         file.write(data)
     os.replace(unfinished, path)

@@ -174,7 +174,9 @@ class Router:
     def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
         peer = Peer(self.number, row, stream, self._functions, self._publish, self._trace)
         peer.names = self._names
-        peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text))
+        host = row.address.rpartition(":")[0]
+        host = "" if host == self.agent.host else host
+        peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text, host))
 
         def on_batch(batch: bytes) -> None:
             with self.lock:

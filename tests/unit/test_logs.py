@@ -114,6 +114,16 @@ def test_sources_do_not_mix(screen):
     assert screen.lines() == ["(g pid=2) b", "(f pid=1) ac"]
 
 
+def test_nodes_do_not_mix(screen):
+    screen.printer.feed(1, "stdout", record("f", b"a"))
+    screen.printer.feed(1, "stdout", record("f", b"b"), "10.0.0.2")
+    for host in ("", "10.0.0.2"):
+        screen.printer.feed(1, "stdout", record("f", b"c\n") + record("f", b"same\n"), host)
+    assert screen.lines() == ["(f pid=1) ac", "(f pid=1) same", "(f pid=1, ip=10.0.0.2) bc"]
+    screen.printer.close()
+    assert screen.lines()[3:] == ["(f pid=1, ip=10.0.0.2) same"]  # of another worker: it was held back
+
+
 def test_a_partial_line_ends_with_time_death_close_or_another_task(screen):
     screen.printer.feed(1, "stdout", record("f", b"Enter: "))
     assert screen.printer.tick() == pytest.approx(logs.PARTIAL_WAIT_S)
