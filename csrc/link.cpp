@@ -159,11 +159,13 @@ Handle Link::get_ref(Reader& in) {
   bool bulk;
   State state = static_cast<State>(head.state);
   if (head.state != 0 && get_value(in, h, &flags, &bulk)) process_.publish_state(&segment_.record(h), h, state, flags);
+  if (head.state != 0 && bulk) in.fail();
   return h;
 }
 
 void Link::skip_value(Reader& in) {
   ValueHead head = in.get<ValueHead>();
+  if (head.bulk != 0) return in.fail();  // what comes with a reference is small
   (void)in.bytes(head.codec_bytes);
   std::vector<uint64_t> lengths;
   for (uint32_t i = 0; i < head.buffers && !in.bad(); ++i) lengths.push_back(in.get<uint64_t>());
@@ -233,7 +235,7 @@ void Link::drop_exported(Handle h, uint64_t count) {
 
 // ---- values ----------------------------------------------------------------------------------------------
 
-// True: the buffers were left out, they go by Flight.
+// True: codec and buffers were left out, they go by Flight.
 bool Link::put_value(const Record& r, bool bulk_allowed) {
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   if (!(w & kFlagResultHeap)) {
@@ -244,12 +246,12 @@ bool Link::put_value(const Record& r, bool bulk_allowed) {
   PayloadView view = Process::view_payload(segment_, r.result_heap.offset);
   const PayloadHeader& p = *view.header;
   uint32_t codec = state_of(w) == kFailed ? p.codec_bytes : r.result_bytes;
-  uint64_t total = 0;
+  uint64_t total = codec;
   for (uint32_t i = 0; i < p.buffers; ++i) total += view.buffer_bytes[i];
   bool bulk = bulk_allowed && total >= kBulkMin;
   writer_.put(ValueHead{codec, p.references, p.buffers, bulk});
   for (uint32_t i = 0; i < p.references; ++i) put_ref(view.handles[p.dependencies + i]);
-  writer_.bytes(view.codec, codec);
+  if (!bulk) writer_.bytes(view.codec, codec);
   for (uint32_t i = 0; i < p.buffers; ++i) writer_.put(view.buffer_bytes[i]);
   for (uint32_t i = 0; i < p.buffers && !bulk; ++i) writer_.bytes(view.buffer(i), view.buffer_bytes[i]);
   return bulk;
@@ -261,7 +263,7 @@ bool Link::get_value(Reader& in, Handle h, uint64_t* flags, bool* bulk) {
   Record& r = segment_.record(h);
   *flags = 0;
   *bulk = false;
-  if (head.references != 0 || head.buffers != 0 || head.codec_bytes > kInlineResult)
+  if (head.references != 0 || head.buffers != 0 || head.bulk != 0 || head.codec_bytes > kInlineResult)
     return get_payload(in, head, h, flags, bulk);
   const uint8_t* codec = in.bytes(head.codec_bytes);
   if (codec == nullptr) return false;
@@ -278,13 +280,13 @@ bool Link::get_payload(Reader& in, const ValueHead& head, Handle h, uint64_t* fl
   }
   std::vector<Handle> refs;
   for (uint32_t i = 0; i < head.references && !in.bad(); ++i) refs.push_back(get_ref(in));
-  const uint8_t* codec = in.bytes(head.codec_bytes);
+  *bulk = head.bulk != 0;
+  const uint8_t* codec = *bulk ? nullptr : in.bytes(head.codec_bytes);
   std::vector<uint64_t> lengths;
   std::vector<const uint8_t*> buffers;
   for (uint32_t i = 0; i < head.buffers; ++i) lengths.push_back(in.get<uint64_t>());
-  *bulk = head.bulk != 0;
   for (uint32_t i = 0; i < head.buffers && !*bulk; ++i) buffers.push_back(in.bytes(lengths[i]));
-  if (codec == nullptr || in.bad()) return false;
+  if (in.bad()) return false;
   PayloadShape shape{refs.data(), 0, head.references, codec, head.codec_bytes, lengths.data(), head.buffers};
   PayloadView view;
   Offset offset = process_.make_payload(shape, h, &view);
@@ -371,8 +373,9 @@ void Link::on_value(Reader& in) {
   if (copy != 0) release_there(copy, 1);
 }
 
-// The buffers of a fetched value are here, or will not come.
+// What was fetched is here, or will not come.
 bool Link::finish_bulk(const Bulk& bulk, bool complete) {
+  if (bulk.task != 0) return finish_arguments(bulk, complete), false;
   Record& r = segment_.record(bulk.local);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   bool wanted = is_asked(w) && word_gen(w) == gen_of(bulk.local);

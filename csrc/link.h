@@ -16,6 +16,7 @@
 //
 //   link.cpp          refs, values, releases, the end
 //   link_tasks.cpp    tasks and results
+//   link_arguments.cpp  arguments of tasks, in their frames or by Flight
 //   link_streams.cpp  items of generators
 //   link_actors.cpp   actors of one node that run on the other
 //   link_copies.cpp   values that come from another node than their owner's
@@ -37,15 +38,17 @@ namespace fastray {
 class Link {
  public:
   static constexpr uint64_t kInlineMax = 100 << 10;
-  static constexpr uint64_t kBulkMin = 1 << 20;  // buffers of a fetched value, from which on they go by Flight
+  static constexpr uint64_t kBulkMin = 1 << 20;  // codec and buffers of a value, from which on they go by Flight
+  static constexpr uint64_t kStagedMax = 32 << 20;  // arguments in the frames of one batch
 
-  struct Bulk {      // a value whose buffers are to be brought
-    Handle local;    // asked for
-    Handle remote;
+  struct Bulk {      // a value, or the arguments of a task, whose codec and buffers are to be brought
+    Handle local;    // asked for; of arguments: what the task waits for
+    Handle remote;   // of arguments: the task there
     Offset payload;
     uint32_t result_bytes;
     uint64_t flags;
     bool copy;  // not from its owner
+    Handle task = 0;  // whose arguments they are
   };
   struct LocalFunction {
     uint32_t function = 0;
@@ -56,7 +59,7 @@ class Link {
 
   // ---- exporter --------------------------------------------------------------------------------
   // Claims up to n tasks of a class; they are sent by send_staged, when the peer knows their functions.
-  size_t claim(uint32_t cls, size_t n);
+  size_t claim(uint32_t cls, size_t n);  // fewer when their arguments are many bytes
   void stage(Handle claimed) { staged_.push_back(claimed); }
   std::vector<uint32_t> unknown_functions();
   void describe(uint32_t function, const std::string& message);
@@ -216,8 +219,17 @@ class Link {
   uint64_t identity(uint32_t function) const;
   void put_task(Handle h);
   void on_task(Reader& in);
+  Handle import_task(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, uint32_t function, uint32_t cls);
   bool find_class(const TaskHead& head, uint32_t* cls) const;
+  // link_arguments.cpp
+  template <class F>
+  size_t claim_portions(size_t n, F claim_some);
+  const uint8_t* describe_arguments(const Record& r, TaskHead* head, PayloadView* view) const;
+  bool expect_arguments(TaskHead* head, std::vector<Handle>* refs);
   bool get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h, uint64_t* flags);
+  void await_arguments(const TaskHead& head, const std::vector<Handle>& refs, Handle h);
+  void finish_arguments(const Bulk& bulk, bool complete);
+  // link_tasks.cpp
   void refuse(Reader& in, const TaskHead& head, ErrorCode code, const std::string& more);
   bool results_name_unknown(const Import& import);
   void put_results(const Import& import);

@@ -31,11 +31,6 @@ Handle Link::actor_there(uint32_t cls) const {
   return it == held_.end() ? 0 : it->second.remote;
 }
 
-size_t Link::claim_calls(uint32_t actor, size_t n) {
-  if (actor_there(kActorClass + actor) == 0) return 0;
-  return process_.claim_calls(kActorClass + actor, n, &staged_);
-}
-
 void Link::on_actor(Reader& in) {
   ActorHead head = in.get<ActorHead>();
   if (in.bad() || index_of(head.wire) >= kRecordsMax) return in.fail();

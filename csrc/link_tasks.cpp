@@ -10,7 +10,6 @@ namespace fastray {
 
 // ---- the exporter sends ----------------------------------------------------------------------------------
 
-size_t Link::claim(uint32_t cls, size_t n) { return process_.claim_many(cls, n, &staged_); }
 
 std::vector<uint32_t> Link::unknown_functions() {
   std::vector<uint32_t> unknown;
@@ -81,7 +80,7 @@ void Link::put_task(Handle h) {
   uint32_t deps, refs;
   const Handle* handles = Process::argument_handles(segment_, r, &deps, &refs);
   TaskHead head{h, r.function, r.args_bytes, r.ret, static_cast<uint16_t>(deps), static_cast<uint16_t>(refs), r.depth,
-                kOneValue, 0, r.kind, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0,
+                kOneValue, 0, r.kind, 0, r.kind == kTask && is_actor_class(r.cls) ? actor_there(r.cls) : 0, 0,
                 static_cast<uint16_t>(again_.count(h)), 0};
   if (!is_actor_class(r.cls) && segment_.cls(r.cls).group != 0) head.cls = static_cast<uint16_t>(r.cls + 1);
   if (r.state.load(std::memory_order_acquire) & kFlagMulti) head.multi = kValues;
@@ -90,20 +89,14 @@ void Link::put_task(Handle h) {
     head.ahead = Process::stream_of(const_cast<Record&>(r)).ahead_max;
     if (head.ahead != 0 && head.again == 0) streams_[h] = 0;
   }
-  const uint8_t* codec = r.args + (deps + refs) * sizeof(Handle);
   PayloadView view;
-  if (r.args_bytes == kArgsInHeap) {
-    view = Process::view_payload(segment_, r.args_heap.offset);
-    codec = view.codec;
-    head.codec_bytes = view.header->codec_bytes;
-    head.buffers = view.header->buffers;
-  }
+  const uint8_t* codec = describe_arguments(r, &head, &view);
   writer_.begin(kFrameTask);
   writer_.put(head);
   for (uint32_t i = 0; i < deps + refs; ++i) put_ref(handles[i]);
-  writer_.bytes(codec, head.codec_bytes);
+  if (head.bulk == 0) writer_.bytes(codec, head.codec_bytes);
   for (uint32_t i = 0; i < head.buffers; ++i) writer_.put(view.buffer_bytes[i]);
-  for (uint32_t i = 0; i < head.buffers; ++i) writer_.bytes(view.buffer(i), view.buffer_bytes[i]);
+  for (uint32_t i = 0; i < head.buffers && head.bulk == 0; ++i) writer_.bytes(view.buffer(i), view.buffer_bytes[i]);
   writer_.end();
 }
 
@@ -139,12 +132,21 @@ void Link::on_task(Reader& in) {
   for (size_t i = 0; i < n && !in.bad(); ++i) refs.push_back(get_ref(in));
   if (in.bad()) return;
   if (cls == kNoClass) return refuse(in, head, kErrorGroupRemoved, "");
+  if (head.bulk != 0 && !expect_arguments(&head, &refs))
+    return refuse(in, head, kErrorSystem, "no room for another task on that node");
+  Handle h = import_task(in, head, refs, known->second.function, cls);
+  if (h == 0 && head.bulk != 0) process_.drop(refs[head.dependencies - 1]);
+  if (h != 0 && head.bulk != 0) await_arguments(head, refs, h);
+}
+
+// Publishes it as a task of ours. 0: it cannot be, and the exporter has been told.
+Handle Link::import_task(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, uint32_t function, uint32_t cls) {
   Record* r = process_.allocate_record();
-  if (r == nullptr) return refuse(in, head, kErrorSystem, "no room for another task on that node");
+  if (r == nullptr) return refuse(in, head, kErrorSystem, "no room for another task on that node"), 0;
   Handle h = process_.handle_of(r);
   uint64_t flags = 0;
   r->id = process_.next_id();
-  r->function = known->second.function;
+  r->function = function;
   r->cls = static_cast<uint16_t>(cls);
   r->parent = 0;
   r->kind = static_cast<uint8_t>(head.kind == kActor ? kActor : kTask);
@@ -155,7 +157,7 @@ void Link::on_task(Reader& in) {
     process_.unallocate(r);
     uint64_t bytes = in.left();
     if (!in.bad()) refuse(in, head, kErrorStoreFull, std::string(reinterpret_cast<char*>(&bytes), sizeof bytes));
-    return;
+    return 0;
   }
   if (head.multi == kStream) {
     memset(r->result, 0, sizeof r->result);
@@ -163,30 +165,29 @@ void Link::on_task(Reader& in) {
   } else if (head.multi == kValues && !process_.make_promises(*r, h)) {
     if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
     process_.unallocate(r);
-    return refuse(in, head, kErrorSystem, "no room for its return values on that node");
+    return refuse(in, head, kErrorSystem, "no room for its return values on that node"), 0;
   }
   if (head.multi != kOneValue) flags |= kFlagMulti;
   if (head.multi == kValues && head.returns > 1) flags |= kFlagShared;
   for (Handle ref : refs) (void)process_.hold(ref);
-  if (n != 0) {
+  if (!refs.empty()) {
     flags |= kFlagRefs;
     if (r->kind == kTask) process_.remember_lineage(h);
   }
-  if (r->kind == kActor) return on_actor_created(r, h, head.wire, flags);
+  if (r->kind == kActor) return on_actor_created(r, h, head.wire, flags), h;
   flags |= kFlagAwaited;  // its end wakes us
   for (uint32_t i = 0; i < head.dependencies; ++i) process_.ask_for(refs[i]);  // it was sent here to run here
   imports_.push_back(Import{head.wire, h, head.returns, static_cast<Multi>(head.multi), head.ahead});
   imports_.back().again = head.again != 0;
   if (head.actor != 0 && segment_.actor_of_class(r->cls).flags.load(std::memory_order_relaxed) & kActorCheckpoints)
     logged_calls_[h] = head.wire;
-  bool published = head.dependencies != 0 ? process_.publish_waiting(r, h, flags) : process_.publish(r, h, flags);
-  if (published) return;
+  if (head.dependencies != 0 ? process_.publish_waiting(r, h, flags) : process_.publish(r, h, flags)) return h;
   imports_.pop_back();
   logged_calls_.erase(h);
   for (Handle ref : refs) process_.drop(ref);
   if (flags & kFlagArgHeap) process_.allocator().release(r->args_heap.offset);
   process_.unallocate(r);
-  refuse(in, head, kErrorSystem, "no room for a longer queue on that node");
+  return refuse(in, head, kErrorSystem, "no room for a longer queue on that node"), 0;
 }
 
 // Where it is not its function's. kNoClass: of a placement group that is removed. False: the frame makes no sense.
@@ -204,35 +205,6 @@ bool Link::find_class(const TaskHead& head, uint32_t* cls) const {
     bool over = it->second.first == kNoClass || group_of(segment_.cls(it->second.first)) != it->second.second;
     *cls = over ? kNoClass : it->second.first;
   }
-  return true;
-}
-
-bool Link::get_arguments(Reader& in, const TaskHead& head, const std::vector<Handle>& refs, Record* r, Handle h,
-                         uint64_t* flags) {
-  const uint8_t* codec = in.bytes(head.codec_bytes);
-  if (codec == nullptr) return false;
-  size_t handles = refs.size() * sizeof(Handle);
-  r->dependencies = r->references = 0;
-  if (head.buffers == 0 && handles + head.codec_bytes <= kInlineArgs) {
-    if (handles != 0) memcpy(r->args, refs.data(), handles);
-    memcpy(r->args + handles, codec, head.codec_bytes);
-    r->args_bytes = static_cast<uint8_t>(head.codec_bytes);
-    r->dependencies = static_cast<uint8_t>(head.dependencies);
-    r->references = static_cast<uint8_t>(head.references);
-    return true;
-  }
-  std::vector<uint64_t> lengths;
-  std::vector<const uint8_t*> buffers;
-  for (uint32_t i = 0; i < head.buffers; ++i) lengths.push_back(in.get<uint64_t>());
-  for (uint32_t i = 0; i < head.buffers; ++i) buffers.push_back(in.bytes(lengths[i]));
-  PayloadShape shape{refs.data(), head.dependencies, head.references, codec, head.codec_bytes, lengths.data(), head.buffers};
-  PayloadView view;
-  Offset offset = in.bad() ? 0 : process_.make_payload(shape, h, &view);
-  if (offset == 0) return false;
-  for (uint32_t i = 0; i < head.buffers; ++i) memcpy(view.buffer(i), buffers[i], lengths[i]);
-  r->args_heap = HeapRef{offset, head.codec_bytes};
-  r->args_bytes = kArgsInHeap;
-  *flags |= kFlagArgHeap;
   return true;
 }
 

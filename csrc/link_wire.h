@@ -32,7 +32,7 @@ enum FrameKind : uint32_t {
   kFrameCheckpoint = 13,  // u64 wire of a creation, u64 place, a ref: the actor's state after the calls before that place
   kFrameElsewhere = 14,  // u64 tag, u64 node, u64 handle: the value of what was asked for is there
   kFrameCopy = 15,       // u64 handle, u64 copy: the sender has the value of that record of the receiver's too
-  kFrameValue = 7,    // u64 tag, u64 state, a value; kFree: it is not there. The buffers follow by Flight when ValueHead::bulk
+  kFrameValue = 7,    // u64 tag, u64 state, a value; kFree: it is not there. All but its lengths follows by Flight when ValueHead::bulk
 };
 
 enum FetchHow : uint64_t {
@@ -54,7 +54,8 @@ struct TaskHead {
   uint8_t depth;
   uint8_t multi;   // Multi
   uint32_t buffers;
-  uint32_t kind;   // kTask, kActor
+  uint16_t kind;   // kTask, kActor
+  uint16_t bulk;   // 1: lengths of the codec and the buffers, which go by Flight, as of a value
   uint64_t actor;  // of a call: handle of the actor's creation at the receiver; else 0
   uint32_t ahead;  // of a stream: items that may wait for its consumer, 0: any number
   uint16_t again;  // 1: from the log of an actor that died; nobody waits for its result
@@ -82,7 +83,7 @@ struct ValueHead {
   uint32_t codec_bytes;
   uint32_t references;
   uint32_t buffers;
-  uint32_t bulk;  // 1: lengths, but no buffers
+  uint32_t bulk;  // 1: lengths, but neither codec nor buffers
 };
 static_assert(sizeof(ValueHead) == 16);
 struct ResultHead {

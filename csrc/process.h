@@ -138,6 +138,7 @@ class Process {
   static Away away_of(const Record& r);
   // A record of ours whose value is there, held once; 0: no room.
   Handle make_mirror(const Away& away);
+  Handle make_asked();
   bool seal_away(Handle h, const Away& away);
   bool seal_promise_away(Handle h, const Away& away);
   void ask_for(Handle h);

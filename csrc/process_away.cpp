@@ -86,6 +86,15 @@ Handle Process::make_mirror(const Away& away) {
   return h;
 }
 
+// The same, asked for by whoever makes it, and known to nobody else: it is sealed by seal_promise.
+Handle Process::make_asked() {
+  Handle h = make_mirror(Away{});
+  if (h == 0) return 0;
+  std::atomic<uint64_t>& state = segment_.record(h).state;
+  state.store(with_state(state.load(std::memory_order_relaxed), kPromised, kAsked), std::memory_order_release);
+  return h;
+}
+
 Away Process::away_of(const Record& r) {
   Away away;
   memcpy(&away, r.result, sizeof away);

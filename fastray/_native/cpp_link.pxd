@@ -14,6 +14,7 @@ cdef extern from "link.h" namespace "fastray" nogil:
         Offset payload
         uint32_t result_bytes
         uint64_t flags
+        Handle task
     cdef cppclass Copy "fastray::Link::Copy":
         Handle h
         uint64_t node

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from fastray._native.bulk cimport BulkValue
 from fastray._native.cpp cimport (
     Actor,
     Class,
@@ -16,8 +17,6 @@ from fastray._native.cpp cimport (
     Function,
     Handle,
     Header,
-    Offset,
-    PayloadView,
     Process,
     Record,
     gen_of,
@@ -32,7 +31,6 @@ from fastray._native.cpp cimport (
     kArgsInHeap,
     kEntryUsed,
     kErrorAgent,
-    kFlagResultHeap,
     kFetchClass,
     kRecordsMax,
     kRouteClass,
@@ -213,48 +211,12 @@ def give_up_asked(Handle h):
         session.process.recover(h)
 
 
-def payload_parts(Handle h):
-    """The buffers of a sealed value, as memoryviews into the store. The caller holds the record.
-
-    Raises KeyError for what is no such record: another node named it."""
-    if index_of(h) >= kRecordsMax:
-        raise KeyError(f"record {h:016x} cannot be")
-    cdef Record* r = &session.records[index_of(h)]
-    cdef uint64_t w = r.state.load()
-    if not is_sealed(w) or word_gen(w) != gen_of(h) or not w & kFlagResultHeap:
-        raise KeyError(f"record {h:016x} has no value in the store")
-    return views(r.result_heap.offset, False)
-
-
-cdef list views(Offset payload, bint writable):
-    cdef PayloadView view = Process.view_payload(session.process.segment(), payload)
-    cdef uint32_t i
-    cdef list parts = []
-    for i in range(view.header.buffers):
-        if view.buffer_bytes[i] == 0:
-            parts.append(memoryview(b""))
-        elif writable:
-            parts.append(memoryview(<uint8_t[:view.buffer_bytes[i]]>view.buffer(i)).cast("B"))
-        else:
-            parts.append(memoryview(<uint8_t[:view.buffer_bytes[i]]>view.buffer(i)).cast("B").toreadonly())
-    return parts
-
-
-cdef class BulkValue:
-    """A value whose buffers are to be copied in before it is sealed."""
-    cdef Bulk bulk
-
-    @property
-    def local(self):
-        return self.bulk.local
-
-    @property
-    def remote(self):
-        return self.bulk.remote
-
-    def buffers(self):
-        """Writable memoryviews of the buffers, in the store."""
-        return views(self.bulk.payload, True)
+cdef list copies_of(vector[Copy] found):
+    cdef Copy c
+    copies = []
+    for c in found:
+        copies.append((c.h, c.node, c.there))
+    return copies
 
 
 cdef class Link:
@@ -414,11 +376,7 @@ cdef class Link:
 
     def take_elsewhere(self):
         """[(handle, number of a node, handle there)] of values that were asked for, and that node has."""
-        copies = []
-        cdef Copy c
-        for c in self.link.take_elsewhere():
-            copies.append((c.h, c.node, c.there))
-        return copies
+        return copies_of(self.link.take_elsewhere())
 
     def fetch_copy(self, Handle asked, Handle there):
         self.link.fetch_copy(asked, there)
@@ -437,11 +395,7 @@ cdef class Link:
 
     def take_copies(self):
         """[(record of ours that is away, number of the peer, copy there)]"""
-        copies = []
-        cdef Copy c
-        for c in self.link.take_copies():
-            copies.append((c.h, c.node, c.there))
-        return copies
+        return copies_of(self.link.take_copies())
 
     def take_moved(self):
         """Records of ours whose value has come to be away there."""

@@ -4,6 +4,7 @@ Reading order:
 
     router.py       the loop: what goes where, when
     peer.py         one other node: frames in and out, what it has been told of functions
+    hosted_actors.py    actors of one node that run on another
     names.py        named actors, wherever they were created
     functions.py    functions and scheduling classes of one node, made on another
     stream.py       a connection to each node, refused without the token: batches of frames to it and from it
@@ -29,5 +30,5 @@ def start(agent: Agent) -> Router:
 
     router = Router(agent)
     router.listen()
-    agent.actors.epoch_of = router.epoch_of_host
+    agent.actors.epoch_of = router.actors.epoch_of_host
     return router

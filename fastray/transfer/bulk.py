@@ -1,14 +1,15 @@
 """The buffers of large values, between the stores of two nodes: Arrow Flight.
 
-    ticket    handle of a sealed record, first byte and number of bytes (3 u64), counted over all buffers of the value,
-              one after the other
+    ticket    handle of a sealed record, first byte and number of bytes, counted over the codec and all buffers of the
+              value, one after the other; and 1 when the arguments of a task are meant instead (4 u64)
     chunk     CHUNK bytes of that: one record batch with one column of uint8, which views the store: the sender copies
               nothing itself. The receiver copies each chunk once, to its place in its own store
 
     package   the ticket of a file of a runtime_env is its digest (packages.py)
 
-A large value is fetched by PARALLEL streams of its parts. The record is held for the receiver by the link (csrc/link.h)
-as long as it fetches. A fetch that fails is the router's to give up: the value is computed again.
+A large value, or a task's large arguments, are fetched by PARALLEL streams of their parts. The record is held for the
+receiver by the link (csrc/link.h) as long as it fetches. A fetch that fails is the router's to give up: the value is
+computed again, the task fails.
 
 pyarrow is imported by a thread of its own: that takes longer than joining a cluster may. Called by router.py.
 """
@@ -20,7 +21,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastray._native import link as native
+from fastray._native.bulk import BulkValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,15 +35,13 @@ CHUNK = 16 << 20
 PARALLEL = 4
 PART_MIN = 16 << 20  # a value is split when its parts are at least this long
 ADDRESS_WAIT_S = 20.0  # for the other node to say where its server is: it may be importing
-TICKET = struct.Struct("<QQQ")
+TICKET = struct.Struct("<QQQQ")
 
 
 class Bulk:
     """`done(peer, value, complete)` is called on a thread of its own when a fetch ends."""
 
-    def __init__(
-        self, agent: Agent, tls: auth.Tls | None, done: Callable[[Peer, native.BulkValue, bool], None]
-    ) -> None:
+    def __init__(self, agent: Agent, tls: auth.Tls | None, done: Callable[[Peer, BulkValue, bool], None]) -> None:
         self._agent = agent
         self._tls = tls
         self._done = done
@@ -72,20 +71,22 @@ class Bulk:
 
     # ---- fetching -------------------------------------------------------------------------------------
 
-    def fetch(self, peer: Peer, value: native.BulkValue) -> None:
+    def fetch(self, peer: Peer, value: BulkValue) -> None:
         """Brings the buffers of `value`, whose record is at the peer."""
         self._threads.submit(self._fetch, peer, value)
 
-    def _fetch(self, peer: Peer, value: native.BulkValue) -> None:
+    def _fetch(self, peer: Peer, value: BulkValue) -> None:
         complete = False
         try:
             if not peer.flight.wait(ADDRESS_WAIT_S):
                 raise TimeoutError(f"node {peer.node_id.hex()} did not say where its store is served")
             client = self.client(peer.flight_address)
-            buffers = value.buffers()
-            total = sum(buffer.nbytes for buffer in buffers)
+            places = value.parts()
+            total = sum(place.nbytes for place in places)
             parts = [
-                self._parts.submit(client.read, TICKET.pack(value.remote, first, size), buffers, first)
+                self._parts.submit(
+                    client.read, TICKET.pack(value.remote, first, size, value.is_arguments), places, first
+                )
                 for first, size in split(total)
             ]
             for part in parts:

@@ -14,7 +14,7 @@ import numpy
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.flight as flight  # type: ignore[import-untyped]
 
-from fastray._native import link as native
+from fastray._native.bulk import payload_parts
 from fastray.gcs import auth
 from fastray.runtime_envs.store import FOLDER
 from fastray.transfer.bulk import CHUNK, TICKET, slices
@@ -57,10 +57,10 @@ class StoreServer(flight.FlightServerBase):  # type: ignore[misc]
         if PACKAGE.fullmatch(ticket.ticket):
             return flight.GeneratorStream(SCHEMA, _batches([self._package(ticket.ticket.decode())]))
         if len(ticket.ticket) != TICKET.size:
-            raise flight.FlightServerError("a ticket is 24 bytes, or the digest of a package")
-        handle, first, size = TICKET.unpack(ticket.ticket)
+            raise flight.FlightServerError("a ticket is 32 bytes, or the digest of a package")
+        handle, first, size, arguments = TICKET.unpack(ticket.ticket)
         try:
-            views = slices(native.payload_parts(handle), first, size)
+            views = slices(payload_parts(handle, bool(arguments)), first, size)
         except KeyError as error:
             raise flight.FlightServerError(str(error)) from None
         return flight.GeneratorStream(SCHEMA, _batches(views))
@@ -93,7 +93,7 @@ class StoreClient:
 
     def read(self, ticket: bytes, buffers: list[memoryview], first: int) -> None:
         """Copies what the ticket names to its place in `buffers`. Raises when it is not all there."""
-        _, _, size = TICKET.unpack(ticket)
+        size = TICKET.unpack(ticket)[2]
         targets = [numpy.frombuffer(view, numpy.uint8) for view in slices(buffers, first, size)]
         reader = self._client.do_get(flight.Ticket(ticket), self._options)
         target, at, got = 0, 0, 0

@@ -97,7 +97,7 @@ class Names:
                 peer = self._router.peers.get(number_of(row.home))
             if peer is None:
                 return 0
-            self._router.look_at_actors()  # what was killed here has to be heard of first
+            self._router.actors.step()  # what was killed here has to be heard of first
             token = next(self._tokens)
             found = self._waiting[token] = []
             peer.send_message("wanted", (token, row.namespace, row.name))
@@ -108,7 +108,7 @@ class Names:
 
     def wanted(self, peer: Peer, content: msgspec.Raw) -> None:
         """The peer looks for an actor that was made here."""
-        self._router.kill_actors(peer)
+        self._router.actors.kill(peer)
         token, namespace, name = msgspec.msgpack.decode(content, type=tuple[int, str, str])
         handle, _ = native.find_named(namespace, name)
         reference = b""

@@ -62,7 +62,8 @@ class Peer:
         self.flight_address = ""
 
     def room(self) -> int:
-        return max(0, OUTSTANDING_MAX - int(self.link.counts()["outstanding"]))
+        """How many tasks more it may be sent now."""
+        return 0 if self.stream.is_behind() else max(0, OUTSTANDING_MAX - int(self.link.counts()["outstanding"]))
 
     def send_staged(self) -> None:
         """What was claimed or staged goes out, behind the functions it needs."""

@@ -23,8 +23,8 @@ import time
 import traceback
 
 from fastray._native import link as native
+from fastray._native.bulk import BulkValue
 from fastray._native.groups import routed_classes
-from fastray.actor_errors import HANDLES_GONE, NODE_GONE, START_FAILED
 from fastray.cluster.adoption import RETURN_WAIT_S
 from fastray.control import (
     CANCEL,
@@ -32,12 +32,10 @@ from fastray.control import (
     actor_ended_message,
     cancel_message,
     job_over_message,
-    kill_actor_message,
     print_message,
 )
 from fastray.exceptions import NodeDiedError
 from fastray.gcs import auth, commands
-from fastray.runtime import ACTOR_CLASS
 from fastray.scheduling.labels import conditions
 from fastray.scheduling.resources import fits
 from fastray.scheduling.view import Argument, Infeasible, Placed, Request
@@ -46,6 +44,7 @@ from fastray.transfer.bulk import Bulk
 from fastray.transfer.copies import Copies
 from fastray.transfer.functions import Definition, Functions, Wishes
 from fastray.transfer.groups import Groups
+from fastray.transfer.hosted_actors import HostedActors
 from fastray.transfer.locations import Locations
 from fastray.transfer.names import Names
 from fastray.transfer.packages import Packages
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     from fastray.gcs.records import Node
 
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
-PENDING, RESTARTING, DEAD = 2, 5, 6  # ActorState
 SPILL_WAIT_S, SPILL_TASK_S = 0.1, 0.001  # a queue as long as this, of tasks as long as that, is shared
 SWITCH_S = 0.0005  # a thread with a batch in hand does not wait long for one that computes
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
@@ -75,22 +73,22 @@ class Router:
         self._closed = False
         sys.setswitchinterval(SWITCH_S)
         self._swept = 0.0
-        self._held_back = False  # some class has tasks that could not be placed
+        self.held_back = False  # some class has tasks that could not be placed
         self._last_gone = -RETURN_WAIT_S
         self._known: set[bytes] = set()  # nodes, at the last placement
         self._unplaced: list[tuple[int, int]] = []  # claimed tasks, and their classes, that a node may come back for
-        self._ending: set[int] = set()  # actors elsewhere that were told that no handle is left
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
         self._bulk = Bulk(agent, self._tls, self._bulk_done)
         self._packages = Packages(agent, self._bulk, lambda: list(self.peers.values()))
         self._flight_address = ""
         agent.attachment.activate()
-        self._functions = Functions(agent.attachment, agent.path)
+        self.functions = Functions(agent.attachment, agent.path)
+        self.actors = HostedActors(self)
         self._names = Names(self)
         self._locations = Locations(agent)
         self._copies = Copies(self.peers, self._locations)
-        self._groups = Groups(agent, self.lock, self._functions, self.peers, self._say)
+        self.groups = Groups(agent, self.lock, self.functions, self.peers, self.say)
         self._trace = trace.from_environment()
         agent.answers[trace.QUESTION] = lambda: None if self._trace is None else self._trace.rows()
 
@@ -172,18 +170,18 @@ class Router:
         return ""
 
     def _connect(self, row: Node, stream: Stream, ended: threading.Event) -> None:
-        peer = Peer(self.number, row, stream, self._functions, self._publish, self._trace)
+        peer = Peer(self.number, row, stream, self.functions, self._publish, self._trace)
         peer.names = self._names
         host = row.address.rpartition(":")[0]
         host = "" if host == self.agent.host else host
-        peer.on_log = lambda job, pid, out, text: self._say(print_message(job, pid, out, text, host))
+        peer.on_log = lambda job, pid, out, text: self.say(print_message(job, pid, out, text, host))
 
         def on_batch(batch: bytes) -> None:
             with self.lock:
                 if not peer.ended:
                     peer.receive(batch)
                     self._after(peer)
-                    if self._held_back or self._groups.held_back:
+                    if self.held_back or self.groups.held_back:
                         native.wake()
 
         def on_end(reason: str) -> None:
@@ -192,7 +190,7 @@ class Router:
 
         with self.lock:
             before = self.peers.get(peer.number)
-            stream.on_batch, stream.on_end = on_batch, on_end
+            stream.on_batch, stream.on_end, stream.on_drained = on_batch, on_end, native.wake
             self.peers[peer.number] = peer
             if self._flight_address:
                 peer.send_message("flight", self._flight_address)
@@ -212,7 +210,7 @@ class Router:
             self._copies.after(peer)
             self._locations.look(peer)
             for creation, why in peer.link.take_ended():
-                self._say(actor_ended_message(creation, why))
+                self.say(actor_ended_message(creation, why))
         native.wake()
 
     def _flight_ready(self, address: str) -> None:
@@ -232,7 +230,7 @@ class Router:
 
     def _step(self) -> list[int]:
         """One look around; the classes to wake up for."""
-        self._held_back = False
+        self.held_back = False
         self.agent.demands.begin_round()
         for handle, number in native.take_asked():
             peer = self.peers.get(number)
@@ -247,12 +245,12 @@ class Router:
         for handle, cls in unplaced + native.claim(native.ROUTE_CLASS, BATCH_MAX):
             self._place_one(handle, cls)
         for cls, waiting, job, placement, environment in routed_classes():
-            wishes = self._functions.wishes(placement) if waiting else None
+            wishes = self.functions.wishes(placement) if waiting else None
             if wishes is None or self._place_class(cls, waiting, job, wishes, environment):
                 classes.append(cls)
             else:  # until there is room again, or another node
-                self._held_back = True
-        classes += self.look_at_actors() + self._groups.step()
+                self.held_back = True
+        classes += self.actors.step() + self.groups.step()
         sweep = time.monotonic() - self._swept >= LOOK_S
         if sweep:
             self._swept = time.monotonic()
@@ -278,16 +276,16 @@ class Router:
         for handle, force in peer.link.take_cancels():
             self._cancel(handle, force)
         for creation, why in peer.link.take_ended():
-            self._say(actor_ended_message(creation, why))
-        self.kill_actors(peer)
+            self.say(actor_ended_message(creation, why))
+        self.actors.kill(peer)
         self._copies.after(peer)
         for value in peer.link.take_bulk():
             self._bulk.fetch(peer, value)
         peer.flush()
 
-    def _bulk_done(self, peer: Peer, value: native.BulkValue, complete: bool) -> None:
+    def _bulk_done(self, peer: Peer, value: BulkValue, complete: bool) -> None:
         if self._trace is not None:
-            size = sum(buffer.nbytes for buffer in value.buffers())
+            size = sum(part.nbytes for part in value.parts())
             about = {"value": trace.name(value.local), "remote": trace.name(value.remote)}
             self._trace.note("replicated", **about, bytes=size, complete=complete)
         with self.lock:
@@ -300,7 +298,7 @@ class Router:
     def _cancel(self, handle: int, force: bool) -> None:
         _, running, task = self.agent.attachment.cancel_handle(handle)
         if running >= 0:
-            self._say(cancel_message(running, task, force))
+            self.say(cancel_message(running, task, force))
 
     def _forwarded(self, kind: int, handle: int, force: bool) -> None:
         """What a process here wants of a task or actor that runs elsewhere."""
@@ -315,7 +313,7 @@ class Router:
     def _job_ended(self, job: int) -> None:
         """Its driver, on another node, is gone: what works for it here ends."""
         if self.agent.node_of_job(job) != self.agent.node_id:
-            self._say(job_over_message(job))
+            self.say(job_over_message(job))
         self._packages.job_ended()
 
     def _forward_log(self, job: int, pid: int, stream: int, text: bytes) -> None:
@@ -325,63 +323,8 @@ class Router:
                 peer.send_message("log", (job, pid, stream, text))
                 peer.flush()
 
-    def _say(self, message: bytes) -> None:
+    def say(self, message: bytes) -> None:
         os.write(self.agent.node.control_fd, message)
-
-    # ---- actors ---------------------------------------------------------------------------------------
-
-    def look_at_actors(self) -> list[int]:
-        """Places those that wait, sends calls to those that run elsewhere; the classes of these."""
-        classes = []
-        for actor, creation, state, ends, calls, placement in native.foreign_actors():
-            host = next((peer for peer in self.peers.values() if peer.link.hosts(creation)), None)
-            if state in (PENDING, RESTARTING):
-                self._place_actor(actor, creation, placement)
-            elif state == DEAD:
-                if host is not None:
-                    host.link.send_actor_stop(creation, native.KILL)
-            elif host is not None:
-                classes.append(ACTOR_CLASS + actor)
-                if calls and host.link.claim_calls(actor, BATCH_MAX):
-                    host.send_staged()
-                elif ends and host.link.mirrors_actor(creation):
-                    self._say(actor_ended_message(creation, HANDLES_GONE))
-                elif ends and creation not in self._ending:
-                    self._ending.add(creation)
-                    host.link.send_actor_stop(creation, native.FINISH)
-            elif not native.lose_host(creation):  # the agent before this one sent it away
-                self._say(actor_ended_message(creation, NODE_GONE))
-        return classes
-
-    def kill_actors(self, peer: Peer) -> None:
-        """Those of the peer's here that it wants killed."""
-        for creation, how in peer.link.take_kills():
-            if how == native.KILL:
-                native.release_name(creation)  # another may have it at once
-            self._say(kill_actor_message(creation, how == native.KILL))
-
-    def epoch_of_host(self, creation: int) -> int:
-        """Of the node where this actor of ours runs; 0 when it runs nowhere else."""
-        with self.lock:
-            return next((peer.row.epoch for peer in self.peers.values() if peer.link.hosts(creation)), 0)
-
-    def _place_actor(self, actor: int, creation: int, placement: int) -> None:
-        if self._groups.place_actor(actor, creation, placement):
-            return
-        wishes = self._functions.wishes(placement)
-        request = self._request(wishes)
-        with self.agent.lock:
-            self._look_at_nodes()
-            outcome = self.agent.scheduler.submit(request)
-        if isinstance(outcome, Infeasible):
-            if self._is_final(wishes, 1):
-                self._say(actor_ended_message(creation, START_FAILED))
-        elif isinstance(outcome, Placed) and outcome.node_id == self.agent.node_id:
-            native.keep_actor_here(actor)
-        elif isinstance(outcome, Placed):
-            peer = self.peers.get(number_of(outcome.node_id))
-            if peer is not None:
-                peer.send_actor(actor, creation, native.describe_actor(actor)[4])
 
     # ---- placing --------------------------------------------------------------------------------------
 
@@ -392,15 +335,15 @@ class Router:
         if self._trace is not None:
             self._trace.note("class_routed", cls=cls, waiting=waiting)
         with self.agent.lock:
-            self._look_at_nodes()
-            outcomes = self.agent.scheduler.submit_many(self._request(wishes), min(waiting, DECISIONS_MAX))
+            self.look_at_nodes()
+            outcomes = self.agent.scheduler.submit_many(self.request(wishes), min(waiting, DECISIONS_MAX))
         counts = collections.Counter(outcome.node_id for outcome in outcomes if isinstance(outcome, Placed))
         for node_id, decisions in counts.items():
             count = portion * decisions
             if self._trace is not None:
                 self._trace.note("class_placed", cls=cls, node=node_id.hex(), count=count)
             if node_id == self.agent.node_id:
-                local = self._functions.local_class(wishes.demand, environment, job)
+                local = self.functions.local_class(wishes.demand, environment, job)
                 for handle, _ in native.claim(cls, count):
                     native.put_back(handle, local)
                     left += 1
@@ -410,7 +353,7 @@ class Router:
                 left += peer.link.claim(cls, min(count, peer.room()))
                 peer.send_staged()
         refusals = [outcome for outcome in outcomes if isinstance(outcome, Infeasible)]
-        if refusals and self._is_final(wishes, waiting):
+        if refusals and self.is_final(wishes, waiting):
             for handle, _ in native.claim(cls, portion * len(refusals)):
                 native.fail(handle, unschedulable(refusals[0]))
                 left += 1
@@ -444,14 +387,14 @@ class Router:
 
     def _place_one(self, handle: int, cls: int) -> None:
         """A task with arguments on other nodes: there, or here once they have come."""
-        if self._groups.place_one(handle, cls, self._unplaced):
+        if self.groups.place_one(handle, cls, self._unplaced):
             return
         if self._trace is not None:
             self._trace.note("routed", task=trace.name(handle))
-        demand, environment, job = self._functions.demand(cls)
+        demand, environment, job = self.functions.demand(cls)
         _, _, placement, _ = native.describe_class(cls)
-        wishes = self._functions.wishes(placement) if placement else Wishes(demand)
-        request = self._request(wishes)
+        wishes = self.functions.wishes(placement) if placement else Wishes(demand)
+        request = self.request(wishes)
         arguments = [
             Argument(there, frozenset((peer.node_id,)))
             for peer in self.peers.values()
@@ -461,7 +404,7 @@ class Router:
             found = [[there.size, node.hex()] for there in arguments for node in there.nodes]
             self._trace.note("located", task=trace.name(handle), arguments=found)
         with self.agent.lock:
-            self._look_at_nodes()
+            self.look_at_nodes()
             outcome = self.agent.scheduler.submit(request._replace(arguments=arguments))
         if self._trace is not None and isinstance(outcome, Placed):
             self._trace.note("placed", task=trace.name(handle), node=outcome.node_id.hex())
@@ -470,22 +413,22 @@ class Router:
             peer.link.stage(handle)
             peer.send_staged()
         elif isinstance(outcome, Infeasible):
-            if not self._is_final(wishes, 1):
+            if not self.is_final(wishes, 1):
                 self._unplaced.append((handle, cls))
                 return
             native.fail(handle, unschedulable(outcome))
         else:
-            local = self._functions.local_class(demand, environment, job) if placement else cls
+            local = self.functions.local_class(demand, environment, job) if placement else cls
             native.put_back(handle, local)
 
-    def _look_at_nodes(self) -> None:
+    def look_at_nodes(self) -> None:
         """With the scheduler's lock held: notes when one of them is gone."""
         nodes = set(self.agent.scheduler.nodes)
         if self._known - nodes:
             self._last_gone = time.monotonic()
         self._known = nodes
 
-    def _is_final(self, wishes: Wishes, count: int) -> bool:
+    def is_final(self, wishes: Wishes, count: int) -> bool:
         """What no node can run is not waited for: the nodes are known, none went a moment ago, and nobody adds some."""
         if self.agent.node_id not in self.agent.nodes or time.monotonic() - self._last_gone < RETURN_WAIT_S:
             return False
@@ -494,7 +437,7 @@ class Router:
         self.agent.demands.note(wishes.demand, wishes.labels or {}, count)
         return False
 
-    def _request(self, wishes: Wishes) -> Request:
+    def request(self, wishes: Wishes) -> Request:
         request = self._request_of(wishes.demand)
         return request._replace(strategy=wishes.strategy, labels=conditions(wishes.labels or {}))
 

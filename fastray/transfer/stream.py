@@ -44,6 +44,7 @@ FRAME_HEAD = struct.Struct("<QQ")  # kind, bytes that follow
 MESSAGE_BYTES_MAX = 1 << 40
 PIECE_BYTES = 32 << 20
 READ_BYTES = 256 << 10
+BEHIND_BYTES = 64 << 20
 UNACKNOWLEDGED_MS = 20_000  # sent, and no sign of it: the other machine is gone
 
 
@@ -66,6 +67,7 @@ class Stream:
         self._socket = connection
         self._fd = connection.fileno()
         self._left: collections.deque[memoryview] = collections.deque()
+        self._left_bytes = 0
         self._sending = threading.Condition()  # guards _left and _held, and who writes
         self._held = True  # what is sent waits: the stream has not begun, or the socket is full
         self._writer = threading.Thread(target=self._write, name="fastray-link-out", daemon=True)
@@ -74,6 +76,7 @@ class Stream:
         self._tls: Any = None if type(connection) is socket.socket else threading.Lock()
         self.on_batch: Callable[[bytes], None] = lambda batch: None
         self.on_end: Callable[[str], None] = lambda reason: None
+        self.on_drained: Callable[[], None] = lambda: None  # all that is_behind() is sent
 
     def begin(self) -> None:
         """What was sent until now goes out, and what comes is given to `on_batch`."""
@@ -94,9 +97,14 @@ class Stream:
 
     # ---- sending --------------------------------------------------------------------------------------
 
+    def is_behind(self) -> bool:
+        """The other side takes less than it is sent: what can wait should."""
+        return self._left_bytes > BEHIND_BYTES
+
     def send(self, batch: bytes) -> None:
         with self._sending:
             for piece in pieces(batch):
+                self._left_bytes += LENGTH.size + len(piece)
                 if len(piece) < READ_BYTES:
                     self._left.append(memoryview(LENGTH.pack(len(piece)) + piece))
                 else:
@@ -109,12 +117,14 @@ class Stream:
         left = self._left
         try:
             while left and (sent := self._without_waiting(self._socket.send, left[0])) is not None:
+                self._left_bytes -= sent
                 if sent == len(left[0]):
                     left.popleft()
                 else:
                     left[0] = left[0][sent:]
         except OSError:
             left.clear()
+            self._left_bytes = 0
             self._shut()
         if bool(left) != self._held:
             self._held = bool(left)
@@ -126,7 +136,10 @@ class Stream:
         poll.register(self._fd, select.POLLOUT)
         with self._sending:
             while not self._ended.locked():
+                behind = self.is_behind()
                 self._push()
+                if behind and not self.is_behind():
+                    self.on_drained()
                 if not self._held:
                     self._sending.wait()
                     continue

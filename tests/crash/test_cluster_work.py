@@ -105,6 +105,38 @@ def test_a_lost_argument_whose_task_let_go_of_its_own_is_brought_back_by_its_own
     assert get(again)[0] == 2
 
 
+@far
+def total(array):
+    return float(array.sum())
+
+
+@pytest.mark.parametrize("at", [0, 5, 25])
+def test_large_arguments_of_tasks_on_a_killed_node_go_to_another(cluster, at):
+    """The node dies when some have run, others do, and the arguments of others are on their way."""
+    refs = [total.remote(np.full(BIG, float(i))) for i in range(40)]
+    cluster.add_node(num_cpus=1, resources={"far": 4})
+    fastray.wait(refs, num_returns=at or 1, timeout=GET_S)
+    cluster.kill_node(cluster.far_node)
+    assert get(refs) == [float(i * BIG) for i in range(40)]
+
+
+def test_large_arguments_are_there_again_when_the_agent_that_sent_them_dies(cluster, tmp_path):
+    log, gate = str(tmp_path / "log"), str(tmp_path / "gate")
+
+    @far
+    def held(array):
+        note(log)
+        wait_for_gate(gate)
+        return float(array.sum())
+
+    refs = [held.options(max_retries=-1).remote(np.full(BIG, float(i))) for i in range(8)]
+    assert eventually(lambda: len(tally(log)) >= 4)
+    os.kill(agent_of(cluster.head_node), signal.SIGKILL)
+    open_gate(gate)
+    assert get(refs) == [float(i * BIG) for i in range(8)]
+    assert len(tally(log)) >= 12  # those that ran were run again, by the next agent
+
+
 def test_an_actor_of_a_killed_node_starts_on_another(cluster):
     @fastray.remote(resources={"far": 1}, num_cpus=0, max_restarts=1, max_task_retries=-1)
     class Counter:

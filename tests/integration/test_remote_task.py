@@ -156,7 +156,8 @@ def test_one_task_over_two_nodes(cluster, tmp_path):
     came = one(n2, "fetch_sent", remote=a)  # its value is the handle that stands for a on N2
     here = came["value"]
     replica = one(n2, "replicated", value=here, remote=a)
-    assert (replica["complete"], replica["bytes"]) == (True, 8 * A_SIZE)
+    assert replica["complete"]
+    assert 8 * A_SIZE < replica["bytes"] < 8 * A_SIZE + 100  # its codec says what the buffer is
     execution = [
         seen["submitted"],
         one(n1, "routed", task=c),
@@ -179,7 +180,8 @@ def test_one_task_over_two_nodes(cluster, tmp_path):
 
     entry = one(n1, "result_got", task=c, state="away")
     replica = one(n1, "replicated", value=c, remote=entry["remote"])
-    assert (replica["complete"], replica["bytes"]) == (True, 8 * A_SIZE)
+    assert replica["complete"]
+    assert 8 * A_SIZE < replica["bytes"] < 8 * A_SIZE + 100  # its codec says what the buffer is
     assert entry["bytes"] >= 8 * A_SIZE
     result = [
         seen["looks"],

@@ -165,6 +165,123 @@ void classes_of_groups() {
   for (Handle h : {first, second, third}) p.a.driver->drop(h);
 }
 
+// ---- arguments that go by Flight -------------------------------------------------------------------------
+
+constexpr size_t kHuge = Link::kBulkMin + 5000;
+
+// A task with `bytes` in its codec and the same in a buffer.
+Handle submit_with(Node& n, size_t bytes, const std::vector<Handle>& deps = {}) {
+  Record* r;
+  uint64_t flags, length = bytes;
+  Handle h = make_task(*n.driver, {}, &r, &flags);
+  PayloadView view;
+  uint32_t count = static_cast<uint32_t>(deps.size());
+  Offset o = n.driver->make_payload(PayloadShape{deps.data(), count, 0, nullptr, bytes, &length, 1}, h, &view);
+  CHECK(o != 0);
+  memset(view.codec, 5, bytes);
+  memset(view.buffer(0), 6, bytes);
+  r->args_heap = HeapRef{o, bytes};
+  r->args_bytes = kArgsInHeap;
+  r->cls = kRouted;
+  for (Handle d : deps) (void)n.driver->hold(d);
+  flags |= kFlagArgHeap | (deps.empty() ? 0 : uint64_t{kFlagRefs});
+  CHECK(deps.empty() ? n.driver->publish(r, h, flags) : n.driver->publish_waiting(r, h, flags));
+  return h;
+}
+
+// What fastray/transfer/flight.py does.
+void bring(Pair& p, const Link::Bulk& bulk) {
+  PayloadView from = Process::view_payload(p.a.session.segment, p.a.session.segment.record(bulk.remote).args_heap.offset);
+  PayloadView to = Process::view_payload(p.b.session.segment, bulk.payload);
+  CHECK(to.header->codec_bytes == from.header->codec_bytes && to.header->buffers == 1);
+  memcpy(to.codec, from.codec, from.header->codec_bytes);
+  memcpy(to.buffer(0), from.buffer(0), from.buffer_bytes[0]);
+}
+
+void large_arguments_come_before_the_task_runs() {
+  Pair p;
+  Handle small = put(*p.a.driver, 10, 300);
+  Handle task = submit_with(p.a, kHuge, {small});
+  CHECK(p.a.link->claim(kRouted, 10) == 1);
+  p.a.link->send_staged();
+  CHECK(p.a.link->out_bytes() < 2000);
+  Pair::carry(p.a, p.b);
+  std::vector<Link::Bulk> expected = p.b.link->take_bulk();
+  CHECK(expected.size() == 1 && expected[0].remote == task && drain(*p.b.worker) == 0);
+  bring(p, expected[0]);
+  CHECK(!p.b.link->finish_bulk(expected[0], true));
+  Handle there = expected[0].task;
+  PayloadView view = Process::view_payload(p.b.session.segment, p.b.session.segment.record(there).args_heap.offset);
+  CHECK(view.header->dependencies == 2 && view.codec[kHuge - 1] == 5 && view.buffer(0)[kHuge - 1] == 6);
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  CHECK(p.a.driver->sealed(task) && state_of(p.a.session.segment.record(task).state.load()) == kDone);
+  p.a.driver->drop(task);
+  p.a.driver->drop(small);
+  p.talk();
+  CHECK(p.a.objects() <= kRings && p.b.objects() <= kRings);
+}
+
+void large_arguments_that_do_not_come_fail_what_waits_for_them() {
+  Pair p;
+  Handle task = submit_with(p.a, kHuge);
+  CHECK(p.a.link->claim(kRouted, 10) == 1);
+  p.send();
+  std::vector<Link::Bulk> expected = p.b.link->take_bulk();
+  CHECK(expected.size() == 1);
+  CHECK(!p.b.link->finish_bulk(expected[0], false));
+  const Record& there = p.b.session.segment.record(expected[0].local);  // a worker that finds it fails the task
+  CHECK(state_of(there.state.load()) == kFailed);
+  CHECK(drain(*p.b.worker) == 1);
+  p.answer();
+  CHECK(p.a.driver->sealed(task));
+  p.a.driver->drop(task);
+  p.talk();
+  CHECK(p.a.objects() <= kRings && p.b.objects() <= kRings);
+}
+
+// Cancelled, or the way to the exporter gone, while somebody writes into its payload: that stays until he is done.
+void large_arguments_outlive_their_task() {
+  for (bool down : {false, true}) {
+    Pair p;
+    Handle task = submit_with(p.a, kHuge);
+    CHECK(p.a.link->claim(kRouted, 10) == 1);
+    p.send();
+    std::vector<Link::Bulk> expected = p.b.link->take_bulk();
+    CHECK(expected.size() == 1);
+    if (down) {
+      p.b.link->down("");
+    } else {
+      int running;
+      CHECK(p.b.agent->cancel(expected[0].task, &running));
+      p.answer();
+      CHECK(p.a.driver->sealed(task));
+    }
+    (void)p.b.objects();
+    bring(p, expected[0]);
+    CHECK(!p.b.link->finish_bulk(expected[0], true) && drain(*p.b.worker) == 0);
+    for (int i = 0; i < 3; ++i) (void)p.b.objects();
+    CHECK(p.b.objects() <= kRings);
+  }
+}
+
+// However many wait: what one batch has to carry is bounded, and what goes by Flight does not count.
+void claims_are_bounded_by_bytes() {
+  constexpr size_t kMiddle = 400 << 10;  // twice that: in the frame
+  Pair p;
+  for (int i = 0; i < 200; ++i) (void)submit_with(p.a, kMiddle);
+  size_t first = p.a.link->claim(kRouted, 1000);
+  CHECK(first >= Link::kStagedMax / (2 * kMiddle) && first < 200);
+  p.a.link->send_staged();
+  CHECK(p.a.link->out_bytes() >= first * 2 * kMiddle);
+  CHECK(p.a.link->claim(kRouted, 1000) > 0);
+  Pair q;
+  for (int i = 0; i < 100; ++i) (void)submit_with(q.a, kHuge);
+  CHECK(q.a.link->claim(kRouted, 1000) == 100);
+}
+
+// ---- arguments by reference, and results -------------------------------------------------------------------
+
 // A value that is there goes along once; one that is not is fetched when the other node needs it.
 void arguments() {
   Pair p;
@@ -347,6 +464,10 @@ void garbage() {
 int main() {
   small_tasks();
   classes_of_groups();
+  large_arguments_come_before_the_task_runs();
+  large_arguments_that_do_not_come_fail_what_waits_for_them();
+  large_arguments_outlive_their_task();
+  claims_are_bounded_by_bytes();
   arguments();
   big_results_stay();
   tasks_follow_their_arguments();

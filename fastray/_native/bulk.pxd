@@ -1,0 +1,5 @@
+from fastray._native.cpp_link cimport Bulk
+
+
+cdef class BulkValue:
+    cdef Bulk bulk
