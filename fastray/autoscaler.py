@@ -11,7 +11,7 @@ fastray starts no machines itself: the hook calls whatever does (Slurm, Kubernet
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastray import runtime as _runtime
 from fastray.exceptions import GcsUnavailableError, InvalidOptionError
@@ -32,8 +32,7 @@ class Demand(NamedTuple):
     waiting: int
 
 
-_thread: threading.Thread | None = None
-_end = threading.Event()
+_end: threading.Event | None = None  # of the hook of this process
 
 
 def register_hook(hook: Callable[[list[Demand]], None]) -> None:
@@ -42,7 +41,7 @@ def register_hook(hook: Callable[[list[Demand]], None]) -> None:
     One hook in a cluster: the last that was registered. It is gone with its driver, or after `unregister_hook`. What it
     raises is printed. Raises InvalidOptionError in a session that is no cluster: there nothing can join.
     """
-    global _thread
+    global _end
     _runtime.ensure_attached()
     runtime = _runtime.current_runtime()
     if not callable(hook):
@@ -56,41 +55,48 @@ def register_hook(hook: Callable[[list[Demand]], None]) -> None:
     from fastray.cluster import inquiry
 
     inquiry.ask(runtime.session_path, HOOK, runtime.attachment.job)
-    _end.clear()
-    _thread = threading.Thread(target=_listen, args=(hook, runtime.session_path), name="autoscaler", daemon=True)
-    _thread.start()
+    _end = threading.Event()
+    threading.Thread(target=_listen, args=(hook, runtime.session_path, _end), name="autoscaler", daemon=True).start()
 
 
 def unregister_hook() -> None:
     """What can never run fails again. Nothing happens without a hook of this process."""
-    global _thread
-    if _thread is None:
+    global _end
+    if _end is None:
         return
     _end.set()
-    _thread = None
+    _end = None
     if _runtime.is_running():
         from fastray.cluster import inquiry
 
         inquiry.ask(_runtime.current_runtime().session_path, HOOK, 0)
 
 
-def _listen(hook: Callable[[list[Demand]], None], path: str) -> None:
-    import traceback
-
+def _listen(hook: Callable[[list[Demand]], None], path: str, end: threading.Event) -> None:
     from fastray.cluster import inquiry
 
     seen = -1
-    while not _end.is_set() and _runtime.is_running():
+    told: list[Any] = []
+    while not end.is_set() and _runtime.is_running():
         try:
-            version, rows = inquiry.ask(path, DEMANDS, {"seen": seen, "wait_s": WAIT_S})
+            seen, rows = inquiry.ask(path, DEMANDS, {"seen": seen, "wait_s": WAIT_S})
         except GcsUnavailableError:  # the agent, or the session, has ended
             continue
-        if version != seen and not _end.is_set() and (rows or seen >= 0):
+        if rows != told and not end.is_set():
+            told = rows
             try:
                 hook([Demand(*row) for row in rows])
             except Exception:
-                traceback.print_exc()
-        seen = version
+                _print_error()
+
+
+def _print_error() -> None:
+    import traceback
+
+    try:
+        traceback.print_exc()
+    except (OSError, ValueError):  # nobody reads what this process prints any more
+        pass
 
 
 __all__ = ["Demand", "register_hook", "unregister_hook"]
