@@ -81,7 +81,9 @@ class _Maker:
         self._lock = lock
         self._timeout_s = timeout_s
         self._python = os.path.join(path, "bin", "python")
-        self._variables = {name: value for name, value in os.environ.items() if name not in NOT_FOR_PIP}
+        self._scratch = os.path.join(path, "tmp")  # of an installer that is killed, it goes with the environment
+        variables = {name: value for name, value in os.environ.items() if name not in NOT_FOR_PIP}
+        self._variables = {**variables, "TMPDIR": self._scratch}
 
     def make(self) -> None:
         import venv
@@ -89,12 +91,14 @@ class _Maker:
         # of pip, only what the parent has not: that is a second more
         with_pip = bool(self._spec.get("pip_version")) or find_spec("pip") is None
         venv.EnvBuilder(symlinks=True, with_pip=with_pip and self._field == "pip").create(self._path)
+        os.mkdir(self._scratch, 0o700)
         self._let_parent_in()
         requirements = os.path.join(self._path, REQUIREMENTS)
         with open(requirements, "w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in self._spec["packages"])
         (self._pip if self._field == "pip" else self._uv)(requirements)
         self._run([self._python, "-c", probe_program()])  # what was installed may not go with fastray
+        shutil.rmtree(self._scratch)
 
     def _let_parent_in(self) -> None:
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
