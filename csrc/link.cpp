@@ -90,11 +90,11 @@ void Link::send_message(const std::string& body) {
 
 // ---- references ------------------------------------------------------------------------------------------
 
-uint64_t Link::value_bytes(const Record& r) const {
+uint64_t Link::value_bytes(const Segment& segment, const Record& r) {
   uint64_t w = r.state.load(std::memory_order_acquire);
   if (state_of(w) == kAway) return Process::away_of(r).bytes;
   if (!is_sealed(w)) return 0;
-  return w & kFlagResultHeap ? Process::view_payload(segment_, r.result_heap.offset).header->total_bytes : r.result_bytes;
+  return w & kFlagResultHeap ? Process::view_payload(segment, r.result_heap.offset).header->total_bytes : r.result_bytes;
 }
 
 // The caller knows that h is alive until the batch is sent and longer: a task of ours names it.
@@ -106,7 +106,7 @@ void Link::put_ref(Handle h) {
   auto [it, fresh] = exported_.try_emplace(h, 0);
   if (fresh) (void)process_.hold(h);
   ++it->second;
-  uint64_t bytes = value_bytes(r);
+  uint64_t bytes = value_bytes(segment_, r);
   bool send = fresh && is_sealed(w) && bytes <= kInlineMax && !(w & kFlagMulti) && r.kind != kActor;
   if (send && (w & kFlagResultHeap))
     send = Process::view_payload(segment_, r.result_heap.offset).header->references == 0;

@@ -74,6 +74,9 @@ class Link {
   void send_cancel(Handle task, bool force);
   // Bytes of the arguments of a task that are at the peer.
   uint64_t bytes_there(Handle task) const;
+  // Whether the peer has a record for it, and what is in it or is to come.
+  bool holds(Handle h) const { return held_.count(h) != 0; }
+  static uint64_t value_bytes(const Segment& segment, const Record& r);
 
   // ---- actors ----------------------------------------------------------------------------------
   // Creates this actor of ours there (its class and info are known there, see describe).
@@ -203,7 +206,6 @@ class Link {
   bool get_value(Reader& in, Handle h, uint64_t* flags, bool* bulk);
   static void skip_value(Reader& in);
   bool get_payload(Reader& in, const ValueHead& head, Handle h, uint64_t* flags, bool* bulk);
-  uint64_t value_bytes(const Record& r) const;
   void release(Reader& in);
   void drop_exported(Handle h, uint64_t count);
   void on_cancel(Reader& in);

@@ -105,7 +105,7 @@ uint64_t Link::bytes_there(Handle task) const {
   uint64_t bytes = 0;
   const Handle* handles = Process::argument_handles(segment_, segment_.record(task), &deps, &refs);
   for (uint32_t i = 0; i < deps; ++i)
-    if (held_.count(handles[i]) != 0) bytes += value_bytes(segment_.record(handles[i]));
+    if (held_.count(handles[i]) != 0) bytes += value_bytes(segment_, segment_.record(handles[i]));
   return bytes;
 }
 
@@ -290,7 +290,7 @@ void Link::put_result(uint64_t wire, uint32_t value, Handle h) {
   const Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   State state = state_of(w);
-  bool stays = state == kAway || (state == kDone && (w & kFlagResultHeap) && value_bytes(r) > kInlineMax);
+  bool stays = state == kAway || (state == kDone && (w & kFlagResultHeap) && value_bytes(segment_, r) > kInlineMax);
   writer_.begin(kFrameResult);
   writer_.put(ResultHead{wire, static_cast<uint32_t>(stays ? kAway : state), value});
   if (!stays) {
@@ -298,7 +298,7 @@ void Link::put_result(uint64_t wire, uint32_t value, Handle h) {
     writer_.end();
     return process_.drop(h);
   }
-  writer_.put(RefHead{self_, h, value_bytes(r), 0, 0});
+  writer_.put(RefHead{self_, h, value_bytes(segment_, r), 0, 0});
   writer_.end();
   auto [it, fresh] = exported_.try_emplace(h, 0);
   if (!fresh) process_.drop(h);

@@ -6,7 +6,7 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from fastray._native.cpp cimport Handle, Offset, Process
+from fastray._native.cpp cimport Handle, Offset, Process, Record, Segment
 
 cdef extern from "link.h" namespace "fastray" nogil:
     cdef cppclass Bulk "fastray::Link::Bulk":
@@ -58,6 +58,9 @@ cdef extern from "link.h" namespace "fastray" nogil:
         size_t outstanding()
         void send_cancel(Handle task, cbool force)
         uint64_t bytes_there(Handle task)
+        cbool holds(Handle h)
+        @staticmethod
+        uint64_t value_bytes(const Segment& segment, const Record& r)
         void know(uint32_t number, LocalFunction function)
         void know_class(uint32_t number, uint32_t cls)
         cbool collect()

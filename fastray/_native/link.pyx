@@ -205,6 +205,23 @@ def fail(Handle h, bytes error):
     session.process.fail(r[0], h, <ErrorCode>(<uint8_t>data[0]), data + 1, len(error) - 1)
 
 
+def arguments_of(Handle task):
+    """[(handle, bytes, whether it is here)] of its arguments that are references; (0, bytes, True): what it has by
+    value."""
+    cdef Record* r = &session.records[index_of(task)]
+    cdef uint32_t deps, refs, i
+    cdef const Handle* handles = Process.argument_handles(session.process.segment(), r[0], &deps, &refs)
+    cdef Record* argument
+    found = []
+    if r.args_bytes == kArgsInHeap:
+        found.append((0, Process.view_payload(session.process.segment(), r.args_heap.offset).header.total_bytes, True))
+    for i in range(deps):
+        argument = &session.records[index_of(handles[i])]
+        found.append((handles[i], CLink.value_bytes(session.process.segment(), argument[0]),
+                      is_sealed(argument.state.load())))
+    return found
+
+
 def give_up_asked(Handle h):
     """What was asked for cannot be had: computed again, or lost."""
     if session.process.unask(h):
@@ -260,6 +277,10 @@ cdef class Link:
 
     def send_cancel(self, Handle task, bint force):
         self.link.send_cancel(task, force)
+
+    def holds(self, Handle h):
+        """Whether the peer has a record for this one."""
+        return bool(self.link.holds(h))
 
     def bytes_there(self, Handle task):
         return self.link.bytes_there(task)

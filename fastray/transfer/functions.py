@@ -98,7 +98,7 @@ class Functions:
         self._attachment = attachment
         self._path = path  # the session directory of this node
         self._wishes: dict[int, tuple[bytes, Wishes]] = {}
-        self._kept: list[ObjectRef[Any]] = []  # what closures of other nodes' functions hold
+        self._kept: dict[int, list[ObjectRef[Any]]] = {}  # job -> what closures of its functions, made elsewhere, hold
 
     def wishes(self, placement: int) -> Wishes:
         blob = self._attachment.function_blob(placement)
@@ -106,6 +106,10 @@ class Functions:
         if known is None or known[0] != blob:
             known = self._wishes[placement] = (blob, Wishes(*pickle.loads(blob)))
         return known[1]
+
+    def job_ended(self, job: int) -> None:
+        """Nobody calls its functions any more."""
+        self._kept.pop(job, None)
 
     def demand(self, cls: int) -> tuple[dict[str, int], int, int]:
         """(demand by name, runtime_env, job) of a class."""
@@ -125,7 +129,7 @@ class Functions:
     def make(self, link: Link, given: Definition) -> None:
         """Entries of this node for it; from now on the link knows the function."""
         handles = [link.import_ref(reference) for reference in given.references]
-        self._kept += [self._attachment.borrow(handle) for handle in handles]
+        self._kept.setdefault(given.job, []).extend(self._attachment.borrow(handle) for handle in handles)
         cls = self.local_class(given.demand, self._environment(given.environment, given.job), given.job)
         blob = pickle.dumps((given.pickled, handles, *pickle.loads(given.rest)), protocol=5)
         digest = _digest(blob, repr((given.digest, cls, given.flags, given.max_retries, given.returns)).encode())

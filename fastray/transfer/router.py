@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 LOOK_S = 0.1  # without an event: loads change, mirrors fall idle
 SPILL_WAIT_S, SPILL_TASK_S = 0.1, 0.001  # a queue as long as this, of tasks as long as that, is shared
 SWITCH_S = 0.0005  # a thread with a batch in hand does not wait long for one that computes
+NEWS_WAIT_S = 5.0  # for the store's word of a node that calls
 DIAL_WAIT_S = 0.2  # before a node that did not answer is called again
 
 
@@ -70,6 +71,7 @@ class Router:
         self.number = number_of(agent.node_id)
         self.peers: dict[int, Peer] = {}
         self._rows: dict[bytes, Node] = {}
+        self._news = threading.Condition(self.lock)  # of them
         self._closed = False
         sys.setswitchinterval(SWITCH_S)
         self._swept = 0.0
@@ -109,6 +111,8 @@ class Router:
 
     def close(self) -> None:
         self._closed = True
+        with self._news:
+            self._news.notify_all()
         native.wake()
         self._server.close()
         self._bulk.close()
@@ -131,6 +135,7 @@ class Router:
             return
         with self.lock:
             self._rows[row.node_id] = row
+            self._news.notify_all()
             if self.number < number_of(row.node_id):
                 threading.Thread(target=self._dial, args=(row,), name="fastray-dial", daemon=True).start()
 
@@ -156,16 +161,17 @@ class Router:
             time.sleep(DIAL_WAIT_S)
 
     def _accept(self, node_id: bytes, epoch: int, stream: Stream) -> str:
-        deadline = time.monotonic() + 5.0  # the news of it may be on its way
-        while True:
+        def known() -> bool:
             row = self._rows.get(node_id)
-            if row is not None and row.epoch == epoch:
-                break
-            if row is not None and row.epoch > epoch:
-                return f"epoch {epoch} of that node is over"
-            if time.monotonic() > deadline or self._closed:
-                return "the cluster knows no such node"
-            time.sleep(0.002)
+            return self._closed or (row is not None and row.epoch >= epoch)
+
+        with self._news:
+            self._news.wait_for(known, NEWS_WAIT_S)
+            row = self._rows.get(node_id)
+        if row is None or row.epoch < epoch or self._closed:
+            return "the cluster knows no such node"
+        if row.epoch > epoch:
+            return f"epoch {epoch} of that node is over"
         self._connect(row, stream, threading.Event())
         return ""
 
@@ -314,6 +320,8 @@ class Router:
         """Its driver, on another node, is gone: what works for it here ends."""
         if self.agent.node_of_job(job) != self.agent.node_id:
             self.say(job_over_message(job))
+        with self.lock:
+            self.functions.job_ended(job)
         self._packages.job_ended()
 
     def _forward_log(self, job: int, pid: int, stream: int, text: bytes) -> None:
@@ -395,13 +403,9 @@ class Router:
         _, _, placement, _ = native.describe_class(cls)
         wishes = self.functions.wishes(placement) if placement else Wishes(demand)
         request = self.request(wishes)
-        arguments = [
-            Argument(there, frozenset((peer.node_id,)))
-            for peer in self.peers.values()
-            if (there := peer.link.bytes_there(handle))
-        ]
+        arguments = self._locate(handle)
         if self._trace is not None:
-            found = [[there.size, node.hex()] for there in arguments for node in there.nodes]
+            found = [[argument.size, node.hex()] for argument in arguments for node in argument.nodes]
             self._trace.note("located", task=trace.name(handle), arguments=found)
         with self.agent.lock:
             self.look_at_nodes()
@@ -420,6 +424,14 @@ class Router:
         else:
             local = self.functions.local_class(demand, environment, job) if placement else cls
             native.put_back(handle, local)
+
+    def _locate(self, handle: int) -> list[Argument]:
+        """Where the arguments of a task are, as far as this node knows."""
+        found = []
+        for argument, size, here in native.arguments_of(handle):
+            nodes = [peer.node_id for peer in self.peers.values() if peer.link.holds(argument)]
+            found.append(Argument(size, frozenset([*nodes, self.agent.node_id] if here else nodes)))
+        return found
 
     def look_at_nodes(self) -> None:
         """With the scheduler's lock held: notes when one of them is gone."""

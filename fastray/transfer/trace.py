@@ -31,7 +31,7 @@ KINDS = {
     "class_placed": "it placed some of them: cls, node, count",
     "class_spilled": "tasks that would wait here for long went to a node with room: cls, node, count",
     "routed": "a task came to the global scheduler because of its arguments: task",
-    "located": "where its arguments are that are not here: task, arguments (bytes, node of each)",
+    "located": "where its arguments are: task, arguments (bytes, node of each)",
     "placed": "the node that runs it: task, node",
     "task_sent": "it left for that node: task",
     "task_got": "it came from the node that submitted it: task",

@@ -83,6 +83,19 @@ def test_references_inside_a_large_argument():
     assert get(look.remote({"ref": inside, "array": array(1)})) == 8 * LARGE
 
 
+@pytest.mark.parametrize("larger", ["here", "there"])
+def test_a_task_goes_where_most_of_its_arguments_are(cluster, larger):
+    there = far(array).remote(1, 10 * LARGE if larger == "there" else LARGE)
+    here = array(1, 10 * LARGE if larger == "here" else LARGE)
+    fastray.wait([there], fetch_local=False)
+    runs = fastray.remote(lambda *given: fastray.get_runtime_context().get_node_id())
+    node = cluster.head_node if larger == "here" else cluster.far_node
+    assert get(runs.remote(there, fastray.put(here))) == node.node_id
+    there = far(array).remote(1, 10 * LARGE if larger == "there" else LARGE)
+    fastray.wait([there], fetch_local=False)
+    assert get(runs.remote(there, here)) == node.node_id  # by value
+
+
 def test_many_at_once():
     refs = [describe.remote(array(i, 200_000)) for i in range(40)]
     assert [found[0] for found in get(refs)] == [200_000.0 * i for i in range(40)]
@@ -166,17 +179,35 @@ def test_cancelled_while_they_are_there(tmp_path):
     get(blocker)
 
 
-def test_nothing_is_kept():
-    """Of arguments, at either node, when their tasks are done and nobody has a reference."""
+@far
+def used():
+    """Bytes of objects in the far node's store."""
+    from fastray.runtime import current_runtime
 
-    @far
-    def used():
-        from fastray.runtime import current_runtime
+    attachment = current_runtime().attachment
+    attachment.counters()
+    return attachment.store_usage()["object_bytes"]
 
-        attachment = current_runtime().attachment
-        attachment.counters()
-        return attachment.store_usage()["object_bytes"]
 
+def test_nothing_is_kept_of_arguments():
+    """At either node, when their tasks are done and nobody has a reference."""
     before = get(used.remote())
     get([describe.remote(array(1)) for _ in range(10)])
     assert eventually(lambda: get(used.remote()) < before + 2 * 8 * LARGE)
+
+
+def test_nothing_is_kept_of_closures_when_their_driver_has_ended(cluster, run_program):
+    before = get(used.remote())
+    program = f"""
+        import fastray, numpy as np
+        fastray.init(address={cluster.address!r})
+        held = [fastray.put(np.ones({LARGE})) for _ in range(5)]
+
+        @fastray.remote(resources={{"far": 0.01}}, num_cpus=0)
+        def total():
+            return sum(fastray.get(ref).sum() for ref in held)
+
+        print(fastray.get(total.remote()), fastray.get(total.remote()))
+    """
+    assert run_program(program).stdout.split() == [str(5.0 * LARGE)] * 2
+    assert eventually(lambda: get(used.remote()) < before + 8 * LARGE)

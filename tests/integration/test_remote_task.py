@@ -149,9 +149,11 @@ def test_one_task_over_two_nodes(cluster, tmp_path):
     far = cluster.far_node.node_id
 
     located = one(n1, "located", task=c)
-    ((there, node),) = located["arguments"]
+    by_value, (here, first), (there, second) = located["arguments"]
+    assert by_value[1] == cluster.head_node.node_id
+    assert (first, second) == (cluster.head_node.node_id, far)
+    assert here >= 8 * A_SIZE
     assert there >= 8 * B_SIZE
-    assert node == far
     put = one(n1, "function_put", name="add")
     came = one(n2, "fetch_sent", remote=a)  # its value is the handle that stands for a on N2
     here = came["value"]
