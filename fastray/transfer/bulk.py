@@ -112,8 +112,8 @@ class Bulk:
 def split(total: int) -> list[tuple[int, int]]:
     """(first byte, bytes) of the parts that are fetched side by side."""
     count = max(1, min(PARALLEL, total // PART_MIN))
-    size = -(-total // count)
-    return [(part * size, min(size, total - part * size)) for part in range(count)]
+    bounds = [total * part // count for part in range(count + 1)]
+    return [(first, end - first) for first, end in zip(bounds, bounds[1:])]
 
 
 def slices(buffers: list[memoryview], first: int, size: int) -> list[memoryview]:
