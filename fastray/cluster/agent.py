@@ -32,7 +32,7 @@ from fastray.cluster.adoption import RETURN_WAIT_S, Adopter
 from fastray.cluster.demands import CHANNEL, Demands
 from fastray.cluster.jobs import JobReporter
 from fastray.cluster.launch import find_token
-from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources
+from fastray.cluster.load import Differences, QueueMeter, Queues, free_resources, without_short
 from fastray.cluster.supervisor import CHANNEL_FD
 from fastray.cluster.tasks import TaskWatcher
 from fastray.exceptions import (
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 BEAT_S = 0.1
+QUIET_S = 0.5  # between beats that have nothing to say
 REFUSALS = (GcsRequestError, AuthenticationError, VersionMismatchError)  # the store is there, but not for this node
 NODE_LABEL = "ray.io/node-id"  # as Ray has it
 
@@ -103,6 +104,7 @@ class Agent:
         self._jobs: JobReporter
         self.actors: ActorReporter
         self._beats = threading.Event()
+        self._heard = -QUIET_S  # when the store last answered one
         self.demands: Demands
         self._tasks: TaskWatcher
         self._inquiries: socket.socket | None = None
@@ -361,14 +363,18 @@ class Agent:
     def _beat(self, now: float) -> None:
         if _is_stopped(self.node.pid):
             return
-        queues = self.queues = self._meter.look(class_queues(self.attachment), now)
-        difference = self._differences.next(free_resources(self.attachment), queues)
+        self.queues = self._meter.look(class_queues(self.attachment), now)
+        free, queues = free_resources(self.attachment), without_short(self.queues)
+        if now - self._heard < QUIET_S and self._differences.are_none(free, queues):
+            return
+        difference = self._differences.next(free, queues)
         reply = self.gcs.beat(
             self.epoch, difference.version, difference.available, difference.queues, full=difference.full
         )
         if reply.fenced:
             raise NodeFencedError("the cluster has declared it dead")
         self._differences.acknowledged(resync=reply.resync)
+        self._heard = now
 
     def close(self, *, goodbye: bool = True) -> None:
         """Leaves the cluster: with a goodbye, which others see at once."""

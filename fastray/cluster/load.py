@@ -2,6 +2,7 @@
 
     free    resource -> amount that no running task holds, 0.0 when it is used up
     queue   scheduling class -> [tasks that wait, mean seconds of one]; classes with nothing waiting are left out
+    short   a queue that is gone before anybody could act on it: others are not told of it
 
 How long a task of a class takes is not measured by anybody; it follows from how many were taken while so many workers
 had the class: seconds x workers / tasks. Idle workers make it too long, so it is only taken while tasks wait.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SECONDS_UNKNOWN = 0.1  # as fastray/scheduling/view.py
 WEIGHT = 0.3  # of the last look in the mean
+SHORT_S = 0.05  # of work
 
 Queues = dict[str, list[float]]
 
@@ -28,6 +30,10 @@ def free_resources(attachment: Attachment) -> dict[str, float]:
     from fastray.node_state import available_resources, total_resources
 
     return {**dict.fromkeys(total_resources(attachment), 0.0), **available_resources(attachment)}
+
+
+def without_short(queues: Queues) -> Queues:
+    return {name: queue for name, queue in queues.items() if queue[0] * queue[1] >= SHORT_S}
 
 
 class QueueMeter:
@@ -70,6 +76,10 @@ class Differences:
         self._available: dict[str, float] = {}
         self._queues: Queues = {}
         self._full = True
+
+    def are_none(self, available: Mapping[str, float], queues: Queues) -> bool:
+        """All of this was told and acknowledged."""
+        return not self._full and available == self._available and queues == self._queues
 
     def next(self, available: Mapping[str, float], queues: Queues) -> Difference:
         """Its version is that of the one before when nothing has changed."""

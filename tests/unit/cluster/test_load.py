@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastray.cluster.load import SECONDS_UNKNOWN, Differences, QueueMeter
+from fastray.cluster.load import SECONDS_UNKNOWN, SHORT_S, Differences, QueueMeter, without_short
 
 
 def test_a_class_that_was_never_seen_at_work_has_an_unknown_time():
@@ -90,3 +90,21 @@ def test_a_store_that_has_lost_the_node_asks_for_everything():
     differences.acknowledged(resync=True)
     differences.acknowledged(resync=store.hear(differences.next(*LOOKS[4])))
     assert (store.available, store.queues) == LOOKS[4]
+
+
+def test_nothing_to_say_is_what_was_acknowledged():
+    differences, store = Differences(), Store()
+    assert not differences.are_none({}, {})  # the first beat says that the node is there
+    for available, queues in LOOKS:
+        before = differences.are_none(available, queues)
+        said = differences.next(available, queues)
+        assert not differences.are_none(available, queues)  # nobody has heard it
+        assert before == (not said.full and not said.available and not said.queues)
+        differences.acknowledged(resync=store.hear(said))
+        assert differences.are_none(available, queues)
+
+
+def test_short_queues_are_left_out():
+    long, short = [1000.0, SHORT_S / 1000], [1000.0, SHORT_S / 1001]
+    unknown = [1.0, SECONDS_UNKNOWN]
+    assert without_short({"0": long, "1": short, "2": unknown}) == {"0": long, "2": unknown}
