@@ -50,11 +50,12 @@ class HostedActors:
         return classes
 
     def _serve(self, host: Peer, actor: int, creation: int, calls: bool, ends: bool) -> None:
-        if calls and host.link.claim_calls(actor, min(BATCH_MAX, host.room())):
-            host.send_staged()
+        if calls:  # none can be claimed as long as the host has not heard of the actor
+            if host.link.claim_calls(actor, min(BATCH_MAX, host.room())):
+                host.send_staged()
         elif ends and host.link.mirrors_actor(creation):
             self._router.say(actor_ended_message(creation, HANDLES_GONE))
-        elif ends and creation not in self._ending:
+        elif ends and host.link.holds(creation) and creation not in self._ending:
             self._ending.add(creation)
             host.link.send_actor_stop(creation, native.FINISH)
 
