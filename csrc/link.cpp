@@ -373,15 +373,18 @@ void Link::on_value(Reader& in) {
   if (copy != 0) release_there(copy, 1);
 }
 
-// What was fetched is here, or will not come.
+// What was fetched is here, or will not come. The value may have been asked for again meanwhile, at a node
+// that has computed it again: then another payload is in its place, or none yet, and this one is nobody's.
 bool Link::finish_bulk(const Bulk& bulk, bool complete) {
   if (bulk.task != 0) return finish_arguments(bulk, complete), false;
   Record& r = segment_.record(bulk.local);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   bool wanted = is_asked(w) && word_gen(w) == gen_of(bulk.local);
+  bool again = wanted && r.result_heap.offset != bulk.payload;
   if (bulk.copy) release_there(bulk.remote, 1);
-  if (complete && wanted) return process_.seal_promise(bulk.local, kDone, bulk.flags);
+  if (complete && wanted && !again) return process_.seal_promise(bulk.local, kDone, bulk.flags);
   process_.allocator().release(bulk.payload);
+  if (again) return false;
   if (bulk.copy)
     orphans_.push_back(bulk.local);
   else if (wanted && process_.unask(bulk.local)) process_.recover(bulk.local);
