@@ -23,7 +23,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 from fastray import sessions
 
@@ -54,7 +53,8 @@ class _Namespace:
 
     def __init__(self):
         command = [*UNSHARE, sys.executable, "-IS", "-c", FIRST]
-        self._keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL  # unshare says things when its child is killed
+        self._keeper = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=none)
         assert os.read(self._keeper.stdout.fileno(), 1) == b".", "the namespaces were not made"
         with open(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children") as file:
             self.first = int(file.read())
@@ -92,9 +92,8 @@ class Network:
         return self
 
     def __exit__(self, *_exc):
-        for machine in reversed(self.machines):  # a head last: others say goodbye to it
-            with contextlib.suppress(AssertionError):
-                machine.close()
+        for machine in self.machines:
+            machine.close()
         self._router.close()
 
     def machine(self):
@@ -107,12 +106,6 @@ class Network:
     def cut(self, a, b=None, one_way=False):
         """No packet gets from `a` to `b` (None: to anybody), nor back, unless it is `one_way`."""
         self._change("add", a, b, one_way)
-
-    def cut_for(self, seconds, machine):
-        """As `cut`; returns when it is mended."""
-        self.cut(machine)
-        time.sleep(seconds)
-        self.mend(machine)
 
     def mend(self, a, b=None, one_way=False):
         """Takes back the same `cut`."""
@@ -225,8 +218,6 @@ class Machine:
         self._namespace.kill()
 
     def close(self):
-        if os.path.exists(f"/proc/{self._namespace.first}"):
-            self.command("stop")
         for driver in self._drivers:
             driver.end()
         self._namespace.close()

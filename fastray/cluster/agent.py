@@ -6,9 +6,9 @@
     fenced       the cluster has declared the node dead. The daemon is told, and begins anew with another id
     beat         each 100 ms: what is free, what waits. None while the node's process is stopped: it looks dead then
 
-Threads: this one (beats, jobs, the daemon's word), two of the store's client, one for inquiries, one that reports
-actors. Callbacks of `on_node_joined` and `on_node_gone` run on the client's listening thread, one after the other,
-without `lock`.
+Threads: this one (beats, jobs, the daemon's word), one that settles, two of the store's client, one for inquiries, one
+that reports actors. Callbacks of `on_node_joined` and `on_node_gone` run on the client's listening thread, one after
+the other, without `lock`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 
 from fastray import control, node_state, sessions
 from fastray._native.load import ActorWatch, class_queues
@@ -101,6 +102,8 @@ class Agent:
         self._meter = QueueMeter()
         self.queues: Queues = {}  # what waited here at the last beat
         self._jobs_changed = False
+        self._settled = threading.Event()
+        self._refusal: FastrayError | None = None  # of what `settle` asked the store for
         self._jobs: JobReporter
         self.actors: ActorReporter
         self._beats = threading.Event()
@@ -130,6 +133,18 @@ class Agent:
         self.epoch = self.gcs.call(commands.NodeRegister(self._own_row()))
 
     def settle(self) -> None:
+        """On a thread of its own: whatever holds up the store now, the node beats, or it would be declared dead."""
+        try:
+            self._settle()
+            self._settled.set()
+        except REFUSALS as error:
+            self._refusal = error
+            self.wake()
+        except Exception:  # the next agent tries again
+            traceback.print_exc()
+            os._exit(1)
+
+    def _settle(self) -> None:
         """What drivers and commands may have to wait for: numbers of jobs, the tables, answers to inquiries."""
         self.gcs.subscribe_all({
             "node": self._node_changed, "load": self._load_changed, "job": self._job_changed,
@@ -338,7 +353,7 @@ class Agent:
                 self._beats.set()
                 try:
                     self._beat(now)
-                    if self._jobs_changed:
+                    if self._jobs_changed and self._settled.is_set():
                         self._jobs.look(self.attachment.jobs())
                         self._jobs_changed = False
                 except GcsUnavailableError:
@@ -348,6 +363,8 @@ class Agent:
                 return
             if self._wake in ready:
                 os.eventfd_read(self._wake)
+            if self._refusal is not None:
+                raise self._refusal
             if ready:
                 next_beat = min(next_beat, time.monotonic())
 
@@ -415,8 +432,8 @@ def main() -> None:
         _say(channel, {"failed": str(error), "refused": isinstance(error, REFUSALS)})
         os._exit(1)
     _say(channel, {"joined": agent.epoch, "node_id": agent.node_id.hex(), "gcs": gcs, "cluster": agent.gcs.cluster})
+    threading.Thread(target=agent.settle, name="settle", daemon=True).start()
     try:
-        agent.settle()
         agent.run(channel)
     except REFUSALS as error:
         _say(channel, {"fenced": str(error)})

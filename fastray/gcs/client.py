@@ -9,6 +9,9 @@ One batch is in flight at a time, so commands take effect in the order of `submi
 is sent again under its number, and the store applies it once, whichever side or wire broke. Threads: one that
 sends, and one that listens (subscription.py) while something is subscribed.
 
+Heartbeats have a connection of their own, and a new one after each that is late. When packets were lost for a while,
+TCP waits longer and longer before it tries again, also when the way is free: a node would be declared dead of it.
+
 A client cannot be used in a fork of its process: gRPC's threads are not there. Called by daemons, drivers, CLI.
 """
 
@@ -47,7 +50,7 @@ BATCH_COMMANDS_MAX = 2_000
 BATCH_BYTES_MAX = 4 << 20
 PENDING_COMMANDS_MAX = 100_000  # more, and `submit` waits
 CALL_WAIT_S = 10.0  # for one answer, before the batch is sent again
-BEAT_WAIT_S = 1.0
+BEAT_WAIT_S = 0.5  # a part of the time after which a silent node is dead
 CLOSE_WAIT_S = 2.0
 CLOSED = "this client of the global control store is closed"
 _decode_results = msgspec.msgpack.Decoder(list[commands.Result]).decode
@@ -66,6 +69,7 @@ class GcsClient:
         self.window_s = window_s
         self._pid = os.getpid()
         self._connection = Connection(address, token, tls)
+        self._beats = Connection(address, token, tls)
         self._subscription = Subscription(self._connection, self.client_id, window_s)
         self._seq = 0
         self._queue: deque[tuple[bytes, Future[Any]]] = deque()
@@ -75,7 +79,7 @@ class GcsClient:
         try:
             self._hello()
         except BaseException:
-            self._connection.close()
+            self._close_connections()
             raise
 
     @property
@@ -145,7 +149,7 @@ class GcsClient:
     ) -> commands.BeatReply:
         """A heartbeat, now, past the queue. Raises GcsUnavailableError: try again at the next one."""
         beat = commands.Beat(self.client_id, epoch, version, full, available, queues)
-        reply = self._invoke("Beat", encode(beat), wait_s=BEAT_WAIT_S, retry=False)
+        reply = self._invoke("Beat", encode(beat), self._beats, wait_s=BEAT_WAIT_S, retry=False)
         return msgspec.msgpack.decode(reply, type=commands.BeatReply)
 
     def history(self, task_id: bytes = b"", limit: int = 100) -> list[Task]:
@@ -207,7 +211,11 @@ class GcsClient:
         if self._sender is not None:
             self._sender.join()
         self._subscription.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         self._connection.close()
+        self._beats.close()
 
     def __enter__(self) -> GcsClient:
         return self
@@ -258,13 +266,17 @@ class GcsClient:
                 error_type = NodeFencedError if result.kind == "stale" else GcsRequestError
                 future.set_exception(error_type(result.message, result.kind))
 
-    def _invoke(self, name: str, body: bytes, *, wait_s: float = CALL_WAIT_S, retry: bool = True) -> bytes:
+    def _invoke(
+        self, name: str, body: bytes, connection: Connection | None = None, *, wait_s: float = CALL_WAIT_S,
+        retry: bool = True,
+    ) -> bytes:  # fmt: skip
         """Calls until there is an answer, or the window is over."""
         begin, backoff = time.monotonic(), Backoff()
+        connection = connection or self._connection
         while True:
-            channel = self._connection.channel
+            channel = connection.channel
             try:
-                return channel.unary[name](body, metadata=self._connection.metadata, timeout=wait_s)  # type: ignore[no-any-return]
+                return channel.unary[name](body, metadata=connection.metadata, timeout=wait_s)  # type: ignore[no-any-return]
             except ValueError:  # another thread has just replaced and closed it
                 if self._closing:
                     raise GcsUnavailableError(CLOSED) from None
@@ -272,11 +284,9 @@ class GcsClient:
             except grpc.RpcError as error:
                 waited_s = time.monotonic() - begin
                 failure = self._failure(error, waited_s)
-                late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             if not isinstance(failure, GcsUnavailableError):
                 raise failure
-            if retry or not late:  # a late heartbeat does not show a broken connection
-                self._connection.broke(channel)
+            connection.broke(channel)
             pause_s = backoff.next_s()
             if not retry or self._closing or waited_s + pause_s > self.window_s:
                 raise failure

@@ -3,6 +3,7 @@ placements out.
 
     said       what a node's last heartbeat tells: free resources, queues
     assumed    what was placed there since then; a heartbeat that comes takes its place
+    unreachable  alive, but who places cannot send anything there now: taken only when no other node can run it
 
 Without it a burst of requests between two heartbeats would all go to the same node. A request that no node can
 run is Infeasible; its caller raises, or keeps it until `version` has changed (a node joined). Called by the
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 class GlobalScheduler:
     def __init__(self) -> None:
         self.nodes: dict[bytes, NodeView] = {}
+        self.unreachable: set[bytes] = set()
         self.version = 0  # grows when nodes come and go: what was infeasible may fit now
         self._spread_after = b""
 
@@ -52,7 +54,9 @@ class GlobalScheduler:
 
     def submit(self, request: Request) -> Outcome:
         """Places it, and assumes that it goes there."""
-        outcome = place(request, list(self.nodes.values()), self._spread_after)
+        outcome = place(request, self._reachable(), self._spread_after)
+        if self.unreachable and not isinstance(outcome, Placed):
+            outcome = place(request, list(self.nodes.values()), self._spread_after)
         if isinstance(outcome, Placed):
             if request.strategy == "SPREAD":
                 self._spread_after = outcome.node_id
@@ -62,7 +66,7 @@ class GlobalScheduler:
 
     def submit_many(self, request: Request, count: int) -> list[Outcome]:
         """As `submit`, `count` times, for the cost of one look at every node and a heap."""
-        nodes = feasible_nodes(request, request.labels, self.nodes.values())
+        nodes = feasible_nodes(request, request.labels, self._reachable())
         if request.strategy != "DEFAULT" or request.bundles is not None or not nodes:
             return [self.submit(request) for _ in range(count)]
         heap = [(preference(request, node), node) for node in nodes]  # node ids differ: no two are equal
@@ -74,6 +78,9 @@ class GlobalScheduler:
             self._assume(request, node)
             heapq.heapreplace(heap, (preference(request, node), node))
         return placed
+
+    def _reachable(self) -> list[NodeView]:
+        return [node for node in self.nodes.values() if node.node_id not in self.unreachable]
 
     @staticmethod
     def _assume(request: Request, node: NodeView) -> None:

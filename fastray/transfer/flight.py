@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 SCHEMA = pyarrow.schema([("bytes", pyarrow.uint8())])
 PACKAGE = re.compile(rb"[0-9a-f]{32}")
 AUTHORIZATION = "authorization"
+# A machine that vanished closes nothing, and who only reads would wait for ever.
+CLIENT_OPTIONS = [
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # how long it tries to connect
+]
 
 
 class _Gate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
@@ -85,9 +92,11 @@ def _batches(views: list[memoryview]) -> Iterator[Any]:
 class StoreClient:
     def __init__(self, address: str, token: str, tls: auth.Tls | None) -> None:
         if tls is None:
-            self._client = flight.FlightClient(f"grpc+tcp://{address}")
+            self._client = flight.FlightClient(f"grpc+tcp://{address}", generic_options=CLIENT_OPTIONS)
         else:
-            self._client = flight.FlightClient(f"grpc+tls://{address}", tls_root_certs=tls.ca)
+            self._client = flight.FlightClient(
+                f"grpc+tls://{address}", tls_root_certs=tls.ca, generic_options=CLIENT_OPTIONS
+            )
         headers = [(AUTHORIZATION.encode(), f"Bearer {token}".encode())] if token else []
         self._options = flight.FlightCallOptions(headers=headers)
 

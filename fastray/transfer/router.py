@@ -434,8 +434,9 @@ class Router:
         return found
 
     def look_at_nodes(self) -> None:
-        """With the scheduler's lock held: notes when one of them is gone."""
+        """With the scheduler's lock held: notes when one of them is gone, and which have no stream to here."""
         nodes = set(self.agent.scheduler.nodes)
+        self.agent.scheduler.unreachable = nodes - {self.agent.node_id, *(p.node_id for p in self.peers.values())}
         if self._known - nodes:
             self._last_gone = time.monotonic()
         self._known = nodes

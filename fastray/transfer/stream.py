@@ -45,7 +45,8 @@ MESSAGE_BYTES_MAX = 1 << 40
 PIECE_BYTES = 32 << 20
 READ_BYTES = 256 << 10
 BEHIND_BYTES = 64 << 20
-UNACKNOWLEDGED_MS = 20_000  # sent, and no sign of it: the other machine is gone
+SILENCE_S = 10  # nothing was acknowledged for so long, or taken out of a full socket: it is gone, or the way to it
+PROBE_S = 2  # when nothing else is sent
 
 
 def pieces(batch: bytes, most: int = PIECE_BYTES) -> Iterator[bytes]:
@@ -325,9 +326,9 @@ class Server:
 def _prepare(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+        connection.setsockopt(socket.IPPROTO_TCP, option, PROBE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)  # of probes too
 
 
 def _message(content: Any) -> bytes:

@@ -246,6 +246,20 @@ def test_a_heartbeat_takes_the_place_of_what_was_assumed(scheduler):
 
 
 @pytest.mark.parametrize("strategy", ["DEFAULT", "SPREAD"])
+def test_a_node_that_is_not_reached_is_taken_last(scheduler, strategy):
+    scheduler.joined(b"d", {"CPU": 2.0, "disk": 1.0}, {})
+    scheduler.unreachable = {b"a", b"d"}
+    assert {scheduler.submit(ask(strategy)).node_id for _ in range(9)} == {b"b", b"c"}
+    assert {p.node_id for p in scheduler.submit_many(ask(strategy), 9)} == {b"b", b"c"}
+    disk = ask(strategy, resources={"disk": 1.0})
+    assert scheduler.submit(disk) == Placed(b"d", True)  # it waits for it, and is not called impossible
+    assert scheduler.submit_many(disk, 1) == [Placed(b"d", False)]
+    there = NodeAffinitySchedulingStrategy(b"a".hex(), soft=False)
+    assert scheduler.submit(ask(there)) == Placed(b"a", True)
+    assert isinstance(scheduler.submit(ask(resources={"TPU": 1.0})), Infeasible)
+
+
+@pytest.mark.parametrize("strategy", ["DEFAULT", "SPREAD"])
 def test_many_at_once_go_where_they_go_one_by_one(strategy):
     def cluster() -> GlobalScheduler:
         made = GlobalScheduler()
