@@ -18,6 +18,7 @@ namespace fastray {
 void Link::send_actor(Handle creation) {
   Actor& actor = segment_.actor_of_class(segment_.record(creation).cls);
   actor.slot.store(process_.slot(), std::memory_order_release);
+  actor.host_pid.store(0, std::memory_order_relaxed);
   actor.flags.fetch_or(kActorForeign, std::memory_order_acq_rel);
   actor.state.store(kActorStarting, std::memory_order_release);  // SYNC POINT: actor-entry
   Hosted& hosted = hosted_[creation] = Hosted{};
@@ -46,6 +47,7 @@ void Link::on_actor(Reader& in) {
     hold_remote(head.wire, head.remote, false);
     stage_log(head.wire);
   }
+  actor.host_pid.store(static_cast<uint32_t>(head.pid), std::memory_order_relaxed);  // seen with the state
   actor.restarts.store(hosted_[head.wire].restarts + head.restarts, std::memory_order_release);
   if (head.state == kActorAlive) {
     process_.seal_creation(head.wire, kDone);
@@ -194,7 +196,9 @@ void Link::report_actors() {
       Offset block = state == kActorDead ? actor.cause.load(std::memory_order_acquire) : 0;
       uint32_t bytes = block == 0 ? 0 : static_cast<uint32_t>(*segment_.at<uint64_t>(block));
       writer_.begin(kFrameActor);
-      writer_.put(ActorHead{hosting.wire, hosting.local, state, actor.end.load(std::memory_order_acquire), restarts, bytes});
+      uint32_t end = actor.end.load(std::memory_order_acquire), slot = actor.slot.load(std::memory_order_acquire);
+      int32_t pid = slot == 0 ? 0 : segment_.proc(slot).pid;
+      writer_.put(ActorHead{hosting.wire, hosting.local, state, end, restarts, bytes, pid, 0});
       if (bytes != 0) writer_.bytes(segment_.at<uint8_t>(block) + 8, bytes);
       writer_.end();
     }

@@ -70,8 +70,10 @@ struct ActorHead {
   uint32_t end;     // ActorEnd
   uint32_t restarts;
   uint32_t cause;   // bytes of the constructor's error, which follow
+  int32_t pid;      // of its process, 0: none
+  uint32_t pad;
 };
-static_assert(sizeof(ActorHead) == 32);
+static_assert(sizeof(ActorHead) == 40);
 struct RefHead {
   uint64_t node, handle;
   uint64_t bytes;

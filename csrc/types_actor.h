@@ -57,7 +57,8 @@ struct alignas(kCacheLine) Actor {
   std::atomic<uint32_t> flight_places;
   std::atomic<uint32_t> last_call;  // function-table index of the last method started
   uint64_t id[2];                   // of the session and the creation record where it was made: the same on all nodes
-  uint32_t pad[4];
+  std::atomic<uint32_t> host_pid;   // foreign: of its process, as its node says; 0: none, or not heard of yet
+  uint32_t pad[3];
   uint64_t name_hash[2];            // of namespace and name; 0, 0: no name
   char name[96];                    // cut, NUL-terminated
   char name_space[64];

@@ -22,6 +22,7 @@ from fastray._native.cpp cimport (
     kActorClass,
     kActorDead,
     kActorDetached,
+    kActorForeign,
     kActorPending,
     kActorsMax,
     kResourcesMax,
@@ -197,6 +198,8 @@ def actor_state(ObjectRef creation):
     cdef Actor* actor = &session.process.segment().actor(actor_index(creation))
     cdef uint32_t slot = actor.slot.load()
     pid = session.process.segment().proc(slot).pid if slot else 0
+    if actor.flags.load() & kActorForeign:
+        pid = actor.host_pid.load()
     return (actor.state.load(), pid, actor.restarts.load(), actor.end.load(),
             (<bytes>actor.name).decode("utf-8", "replace"), (<bytes>actor.name_space).decode("utf-8", "replace"),
             bool(actor.flags.load() & kActorDetached))

@@ -145,6 +145,7 @@ cdef extern from "types.h" namespace "fastray" nogil:
         Atomic64 cause, checkpoint, log_end, log_start, flight
         Atomic32 flight_places, last_call
         uint64_t id[2]
+        Atomic32 host_pid
         uint64_t name_hash[2]
         char name[96], name_space[64], class_name[64]
     cdef cppclass ActorDeath:

@@ -146,7 +146,8 @@ def changes():
 
 def shared_rows():
     """(entry, id, state, life, job, flags, name, namespace, spec, whether an actor made it, attempt in which the node
-    held all that it is to hold, or -1) of each group of the cluster that the node knows."""
+    held all that it is to hold, or -1) of each group of the cluster that the node knows, in the order in which they
+    were made."""
     cdef uint32_t g
     cdef Group* group
     rows = []
@@ -155,8 +156,9 @@ def shared_rows():
         if group.state.load() == 0 or not group.flags & kGroupShared:
             continue
         row = group_row(g)
-        rows.append((g, *row[:8], bool(group.creator), <int64_t>group.held.load() - 1))
-    return rows
+        rows.append((group.made_ns, (g, *row[:8], bool(group.creator), <int64_t>group.held.load() - 1)))
+    rows.sort()
+    return [row for _, row in rows]
 
 
 def routed_classes():

@@ -64,8 +64,8 @@ cdef class ActorWatch:
         self.attachment = attachment
 
     def changed(self):
-        """[(record id, creation, state, restarts, pid)] of each that began, changed or ended; pid 0: it runs elsewhere,
-        or nowhere."""
+        """[(record id, creation, state, restarts, pid, whether it runs elsewhere)] of each that began, changed or ended;
+        pid 0: it runs nowhere."""
         cdef Segment* segment = &self.attachment.segment
         cdef uint64_t session = segment.header().session
         cdef uint32_t a, state, restarts, slot, used = segment.header().actors_used.load()
@@ -81,7 +81,7 @@ cdef class ActorWatch:
             state = actor.state.load()
             creation = actor.creation.load() if kActorPending <= state <= kActorDead and actor.id[0] == session else 0
             if seen.creation != 0 and seen.creation != creation:
-                rows.append((seen.record, seen.creation, kActorDead, seen.restarts, 0))
+                rows.append((seen.record, seen.creation, kActorDead, seen.restarts, 0, False))
                 seen.creation = 0
             if creation == 0 or (state == kActorDead and seen.creation == 0 and seen.record == actor.id[1]):
                 continue
@@ -90,8 +90,9 @@ cdef class ActorWatch:
                 continue
             seen.creation = creation if state != kActorDead else 0
             seen.record, seen.state, seen.restarts, seen.slot = actor.id[1], state, restarts, slot
-            pid = segment.proc(slot).pid if slot and not actor.flags.load() & kActorForeign else 0
-            rows.append((actor.id[1], creation, state, restarts, pid))
+            foreign = bool(actor.flags.load() & kActorForeign)
+            pid = actor.host_pid.load() if foreign else segment.proc(slot).pid if slot else 0
+            rows.append((actor.id[1], creation, state, restarts, pid, foreign))
         return rows
 
     def is_written(self, uint32_t a):

@@ -39,7 +39,7 @@ class ActorReporter:
         self._node_id = node_id
         self._watch = watch
         self._told: set[int] = set()  # record ids of actors that are registered and not dead
-        self._rows: list[tuple[int, int, int, int, int]] = []  # to be told
+        self._rows: list[tuple[int, int, int, int, int, bool]] = []  # to be told
         self._reserved: dict[int, list[int]] = {}  # record id -> entry, looks that did not find it
         self._lock = threading.Lock()
         self.epoch_of: Callable[[int], int] = lambda creation: 0
@@ -90,7 +90,9 @@ class ActorReporter:
         self._told -= {row[0] for row in self._rows if ACTOR_STATES[row[2]] == DEAD}
         self._rows.clear()
 
-    def _state_of(self, record: int, creation: int, state: int, restarts: int, pid: int) -> commands.ActorState | None:
+    def _state_of(
+        self, record: int, creation: int, state: int, restarts: int, pid: int, foreign: bool
+    ) -> commands.ActorState | None:
         about = self._watch.describe(creation)
         if ACTOR_STATES[state] == DEAD and record not in self._told:
             with self._lock:
@@ -115,7 +117,7 @@ class ActorReporter:
         name = ACTOR_STATES[state] if state != STARTING or not restarts else RESTARTING
         if name == DEAD:
             return self._dead(record, restarts, about)
-        epoch = self.epoch_of(creation) if name == ALIVE and not pid else 0
+        epoch = self.epoch_of(creation) if name == ALIVE and foreign else 0
         return commands.ActorState(self.key(record), name, restarts, epoch, pid)
 
     def _dead(self, record: int, restarts: int, about: About | None) -> commands.ActorState:

@@ -94,6 +94,7 @@ class Agent:
         self.job_ended: Callable[[int], None] | None = None
         self.forwarded: Callable[[int, int, bool], None] | None = None  # (kind, handle, force) of a control message
         self._job_table: dict[bytes, Job] = {}
+        self._job_news = threading.Condition(self.lock)  # of it
         self._events = threading.RLock()  # held while callbacks run: they see one event after the other
         self._joined: list[Callable[[Node], None]] = []
         self._gone: list[Callable[[bytes, str], None]] = []
@@ -239,6 +240,7 @@ class Agent:
                 self._job_table.pop(key, None)
             else:
                 self._job_table[key] = row
+            self._job_news.notify_all()
         if row is None or row.state == RUNNING:
             return
         if row.state == FINISHED:
@@ -286,8 +288,14 @@ class Agent:
 
     def runs_job(self, job: int) -> bool:
         """Its driver is attached, to whichever node."""
-        with self.lock:
-            return any(row.job_id == job and row.state == RUNNING for row in self._job_table.values())
+        return self.wait_for_job(job, 0.0)
+
+    def wait_for_job(self, job: int, wait_s: float) -> bool:
+        """The same, as soon as it does."""
+        with self._job_news:
+            return self._job_news.wait_for(
+                lambda: any(row.job_id == job and row.state == RUNNING for row in self._job_table.values()), wait_s
+            )
 
     def _apply_load(self, node_id: bytes) -> None:
         node, load = self.nodes.get(node_id), self._loads.get(node_id)

@@ -1,7 +1,8 @@
 """What tasks and actors of this node ask for that no node has, while an autoscaler's hook is there (autoscaler.py).
 
-    hook        the job whose driver has it, in the store: KvPut(NAMESPACE, HOOK_KEY). It counts while that job runs.
-                Before something is called impossible, the store is asked, if it was not within LOOK_S
+    hook        the job whose driver has it, in the store: KvPut(NAMESPACE, HOOK_KEY). It counts while that job runs
+    look        before something is called impossible, the store is asked, if it was not within LOOK_S: whether there is
+                a hook, and which nodes live. One that has just joined may be news that is on its way
     demands     of each node, in the store too; a message on CHANNEL says that some have changed
     round       one step of the router; what was unmet in it is compared with what was told, from time to time
 
@@ -15,11 +16,16 @@ import threading
 import time
 from typing import Any
 
+import msgspec
+
+from fastray.exceptions import GcsRequestError, GcsUnavailableError
 from fastray.gcs import commands
+from fastray.gcs.records import ALIVE, RUNNING, Job, Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
 
     from fastray.cluster.agent import Agent
 
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 NAMESPACE, CHANNEL = "fastray-autoscaler", "fastray-autoscaler"
 HOOK_KEY, DEMANDS_KEY = b"hook", b"demands/"
 LOOK_S = 1.0
+JOB_WAIT_S = 5.0  # for the store to hear of the job that registers a hook
 UNIT = 10_000  # of a demand, as options.to_units makes it
 
 
@@ -38,7 +45,8 @@ class Demands:
         self._agent = agent
         self._round: dict[str, Row] = {}
         self._told: dict[str, Row] = {}
-        self._job = 0
+        self._hooked = False
+        self._nodes: set[bytes] = set()  # that live
         self._changed = threading.Condition()
         self._version = 0
         self._looked_at = -LOOK_S
@@ -56,15 +64,22 @@ class Demands:
             self._changed.notify_all()
 
     def may_come(self) -> bool:
-        """Somebody may add the node that is missing, or the store is being asked about that."""
+        """Somebody may add the node that is missing, or it is there, or the store is being asked about that."""
         if not self._looking and time.monotonic() - self._looked_at >= LOOK_S:
             self._looking = True
-            self._agent.gcs.submit(commands.KvGet(NAMESPACE, [HOOK_KEY])).add_done_callback(self._read)
-        return self._looking or (self._job != 0 and self._agent.runs_job(self._job))
+            questions = [commands.KvGet(NAMESPACE, [HOOK_KEY]), commands.TableRead("job"), commands.TableRead("node")]
+            answers = [self._agent.gcs.submit(question) for question in questions]
+            answers[-1].add_done_callback(lambda _: self._read(*answers))
+        return self._looking or self._hooked or not self._nodes <= set(self._agent.nodes)
 
-    def _read(self, future: Any) -> None:
-        if not future.exception():
-            self._job = int(future.result()[0] or 0)
+    def _read(self, hook: Future[Any], jobs: Future[Any], nodes: Future[Any]) -> None:
+        try:
+            job = int(hook.result()[0] or 0)
+            running = {row.job_id for row in msgspec.convert(jobs.result()[1], list[Job]) if row.state == RUNNING}
+            self._hooked = job in running
+            self._nodes = {row.node_id for row in msgspec.convert(nodes.result()[1], list[Node]) if row.state == ALIVE}
+        except (GcsUnavailableError, GcsRequestError):
+            pass  # as it was
         self._looked_at, self._looking = time.monotonic(), False
         self.answered()
 
@@ -90,6 +105,8 @@ class Demands:
     # ---- questions of this node's processes ---------------------------------------------------------------
 
     def _set_hook(self, job: int) -> bool:
+        if job and not self._agent.wait_for_job(job, JOB_WAIT_S):
+            raise GcsUnavailableError(f"the global control store has not heard of job {job} for {JOB_WAIT_S} s")
         self._agent.gcs.call(commands.KvPut(NAMESPACE, HOOK_KEY, str(int(job)).encode()))
         self._looked_at = -LOOK_S  # here at once, elsewhere when the message comes
         self._agent.gcs.call(commands.Publish(CHANNEL, b""))

@@ -21,6 +21,7 @@ from fastray.gcs.records import PENDING, PLACED, REMOVED, RESCHEDULING, STRATEGI
 from fastray.gcs.table import Changes, Refused, Table
 
 REMOVED_MAX = 1000
+TICK_S = 1e-6
 
 
 class PlacementGroupTable(Table[PlacementGroup]):
@@ -31,10 +32,12 @@ class PlacementGroupTable(Table[PlacementGroup]):
         self._nodes = nodes
         self._names: dict[tuple[str, str], bytes] = {}
         self._removed: dict[bytes, None] = {}  # oldest first
+        self._latest = 0.0  # when one was created. No two at once: groups are placed in that order
 
     def begin(self, incarnation: int) -> None:
         super().begin(incarnation)
         for key, row in self.rows.items():
+            self._latest = max(self._latest, row.created_at)
             if row.state == REMOVED:
                 self._removed[key] = None
             elif row.name:
@@ -50,7 +53,8 @@ class PlacementGroupTable(Table[PlacementGroup]):
             return self.rows[group.group_id]
         if group.name and (group.namespace, group.name) in self._names:
             raise Refused("exists", f"namespace {group.namespace!r} has a placement group {group.name!r}")
-        group.state, group.attempt, group.created_at = PENDING, 0, now
+        self._latest = max(now, self._latest + TICK_S)
+        group.state, group.attempt, group.created_at = PENDING, 0, self._latest
         group.epochs, group.lost = [0] * len(group.bundles), [b""] * len(group.bundles)
         group.proposed, group.agreed = [], []
         if group.name:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import threading
+import time
 from concurrent.futures import Future
 
 from fastray.runtime_envs.packages import digest_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 QUESTION = "package"
 DEAD = 6  # ActorState
+LOOK_S = 1.0
 NAMED = re.compile(r"([0-9a-f]{32})@(\d+)")
 
 
@@ -46,6 +48,8 @@ class Packages:
         self._lock = threading.Lock()
         self._fetches: dict[str, Future[str]] = {}
         self._removing: set[str] = set()
+        self._kept = False  # packages of jobs that are over, by detached actors
+        self._looked_at = 0.0
         agent.answers[QUESTION] = self._answer
 
     # ---- fetching -------------------------------------------------------------------------------------
@@ -100,12 +104,24 @@ class Packages:
 
     def job_ended(self) -> None:
         """Removes, as soon as nobody uses them, packages that only jobs name which are over."""
+        with self._lock:
+            self._look()
+
+    def look(self) -> None:
+        """The same from time to time, while detached actors keep packages of jobs that are over: they end too."""
+        if self._kept and time.monotonic() - self._looked_at >= LOOK_S:
+            self.job_ended()
+
+    def _look(self) -> None:
+        self._looked_at = time.monotonic()
         markers = [found for name in os.listdir(self._store.root) if (found := NAMED.fullmatch(name))]
+        self._kept = False
         if not markers:
             return
         detached = {row[8] for row in self._agent.attachment.actors() if row[6] and row[1] != DEAD}
-        over = self._agent.ended_jobs() - detached
-        ended = [found for found in markers if int(found[2]) in over]
+        over = self._agent.ended_jobs()
+        ended = [found for found in markers if int(found[2]) in over - detached]
+        self._kept = any(int(found[2]) in over & detached for found in markers)
         for found in ended:
             os.unlink(self._store.path(found[0]))
         needed = {found[1] for found in markers if found not in ended}

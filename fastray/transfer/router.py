@@ -263,6 +263,7 @@ class Router:
             self._spill()
             self._copies.sweep()
             self.agent.demands.tell()
+            self._packages.look()
         for peer in list(self.peers.values()):
             if sweep:
                 peer.link.sweep()

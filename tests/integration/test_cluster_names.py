@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest.importorskip("grpc")
@@ -32,6 +34,9 @@ class Counter:
 
     def node(self):
         return fastray.get_runtime_context().get_node_id()
+
+    def pid(self):
+        return os.getpid()
 
     def identity(self):
         return fastray.get_runtime_context().get_actor_id()
@@ -202,13 +207,13 @@ def test_the_clusters_table_has_the_actors_of_all_nodes(cluster: Cluster):
     def states():
         rows = {row["actor_id"]: row for row in fastray.util.state.list_actors(limit=1000)}
         return [
-            (rows[actor._actor_id.hex()]["state"], rows[actor._actor_id.hex()]["node_id"])
+            tuple(rows[actor._actor_id.hex()][name] for name in ("state", "node_id", "pid"))
             for actor in kept
             if actor._actor_id.hex() in rows
         ]
 
-    nodes = [cluster.far_node.node_id, cluster.head_node.node_id]
-    assert eventually(lambda: states() == [("ALIVE", node) for node in nodes])
+    nodes, pids = [cluster.far_node.node_id, cluster.head_node.node_id], get([actor.pid.remote() for actor in kept])
+    assert eventually(lambda: states() == [("ALIVE", *found) for found in zip(nodes, pids)])
     keys = [actor._actor_id.hex() for actor in kept]
     assert get(far(lambda: fastray.util.state.list_actors(filters=[("actor_id", "=", keys[1])])[0]["state"]).remote())
     fastray.kill(kept[0])

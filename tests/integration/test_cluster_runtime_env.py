@@ -275,8 +275,6 @@ def test_packages_go_when_no_job_and_no_process_needs_them(cluster, tmp_path, ru
     keeper = fastray.get_actor("keeper")
     assert get(keeper.read.remote()) == "job"
     fastray.kill(keeper)
-    fastray.shutdown()  # a job that ends: the agents look what is still needed
-    fastray.init(address=cluster.address)
     for node, names in new.items():
         assert eventually(lambda node=node, names=names: not names & set(files(node))), (names, files(node))
 

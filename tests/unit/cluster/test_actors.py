@@ -61,7 +61,7 @@ class Watch:
         return rows
 
     def see(self, record, state, restarts=0, pid=0):
-        self.rows.append((record, record, state, restarts, pid))
+        self.rows.append((record, record, state, restarts, pid, not pid))
 
     def describe(self, creation):
         return "K", self.names.get(creation, ""), "ns", False, 1, -1, KILLED

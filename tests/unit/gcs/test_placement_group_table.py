@@ -34,6 +34,18 @@ def test_a_group_ends_with_its_job_unless_an_actor_made_it_on_a_node_that_lives(
     assert [world.say(c.GroupGet(key)).state for key in (b"g", b"h", b"i")] == ["REMOVED", "PENDING", "REMOVED"]
 
 
+def test_groups_made_at_one_time_have_an_order(world):
+    world.join(b"n1")
+    keys = [b"d", b"a", b"c", b"b"]
+    for key in keys[:2]:
+        world.say(c.GroupCreate(PlacementGroup(key, [{"CPU": 1.0}])))
+    world.restart()
+    for key in keys[2:]:
+        world.say(c.GroupCreate(PlacementGroup(key, [{"CPU": 1.0}])))
+    created = [world.say(c.GroupGet(key)).created_at for key in keys]
+    assert created == sorted(set(created))
+
+
 def test_a_group_is_placed_when_all_nodes_have_agreed(world):
     first, second = world.join(b"n1"), world.join(b"n2", b"d2")
     world.say(c.GroupCreate(PlacementGroup(b"g", [{"CPU": 1.0}, {"CPU": 2.0}], "SPREAD", name="x")))
