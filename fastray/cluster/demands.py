@@ -16,11 +16,10 @@ import threading
 import time
 from typing import Any
 
-import msgspec
-
 from fastray.exceptions import GcsRequestError, GcsUnavailableError
 from fastray.gcs import commands
-from fastray.gcs.records import ALIVE, RUNNING, Job, Node
+from fastray.gcs.client import rows_of
+from fastray.gcs.records import ALIVE, RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,9 +74,8 @@ class Demands:
     def _read(self, hook: Future[Any], jobs: Future[Any], nodes: Future[Any]) -> None:
         try:
             job = int(hook.result()[0] or 0)
-            running = {row.job_id for row in msgspec.convert(jobs.result()[1], list[Job]) if row.state == RUNNING}
-            self._hooked = job in running
-            self._nodes = {row.node_id for row in msgspec.convert(nodes.result()[1], list[Node]) if row.state == ALIVE}
+            self._hooked = any(row.job_id == job and row.state == RUNNING for row in rows_of("job", jobs.result()))
+            self._nodes = {row.node_id for row in rows_of("node", nodes.result()) if row.state == ALIVE}
         except (GcsUnavailableError, GcsRequestError):
             pass  # as it was
         self._looked_at, self._looking = time.monotonic(), False

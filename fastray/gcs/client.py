@@ -56,6 +56,12 @@ CLOSED = "this client of the global control store is closed"
 _decode_results = msgspec.msgpack.Decoder(list[commands.Result]).decode
 
 
+def rows_of(table: str, answer: Any) -> list[Any]:
+    """What TableRead answers."""
+    _, rows = answer
+    return [msgspec.convert(row, ROWS[table]) for row in rows]
+
+
 class GcsClient:
     """Connects at once. Raises AuthenticationError, VersionMismatchError, GcsUnavailableError.
 
@@ -131,8 +137,7 @@ class GcsClient:
 
     def read(self, table: str) -> list[Any]:
         """The rows of a published table, see `subscribe`."""
-        _, rows = self.call(commands.TableRead(table))
-        return [msgspec.convert(row, ROWS[table]) for row in rows]
+        return rows_of(table, self.call(commands.TableRead(table)))
 
     def tasks(self, command: commands.TasksList, timeout_s: float | None = None) -> list[Task]:
         """The rows. Raises TimeoutError after `timeout_s`."""
