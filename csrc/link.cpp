@@ -307,8 +307,10 @@ bool Link::get_payload(Reader& in, const ValueHead& head, Handle h, uint64_t* fl
 // ---- fetching --------------------------------------------------------------------------------------------
 
 void Link::fetch(Handle asked, bool here) {
+  if (fetching_.count(asked) != 0) return;  // twice in the queue: what is away there now was asked for already
   Handle there = Process::away_of(segment_.record(asked)).handle;
   if (held_.count(asked) == 0) return fetch_copy(asked, there);
+  fetching_.insert(asked);
   writer_.begin(kFrameFetch);
   writer_.put(there);
   writer_.put(asked);
@@ -352,6 +354,7 @@ void Link::on_value(Reader& in) {
   auto fetched = fetched_copies_.find(h);
   Handle copy = fetched == fetched_copies_.end() ? 0 : fetched->second;
   if (copy != 0) fetched_copies_.erase(fetched);
+  fetching_.erase(h);
   if (state == kFree) return orphans_.push_back(h);
   Record& r = segment_.record(h);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
@@ -367,8 +370,10 @@ void Link::on_value(Reader& in) {
     process_.write_error(r, kErrorStoreFull, &bytes, sizeof bytes, &flags, h);
     state = kFailed;
   }
-  if (bulk)
+  if (bulk) {
+    fetching_.insert(h);
     return bulk_.push_back(Bulk{h, remote, r.result_heap.offset, r.result_bytes, flags, copy != 0});
+  }
   (void)process_.seal_promise(h, state, flags);
   if (copy != 0) release_there(copy, 1);
 }
@@ -377,6 +382,7 @@ void Link::on_value(Reader& in) {
 // that has computed it again: then another payload is in its place, or none yet, and this one is nobody's.
 bool Link::finish_bulk(const Bulk& bulk, bool complete) {
   if (bulk.task != 0) return finish_arguments(bulk, complete), false;
+  fetching_.erase(bulk.local);
   Record& r = segment_.record(bulk.local);
   uint64_t w = r.state.load(std::memory_order_acquire);  // SYNC POINT: record-state
   bool wanted = is_asked(w) && word_gen(w) == gen_of(bulk.local);

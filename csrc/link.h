@@ -120,6 +120,7 @@ class Link {
   size_t receive(const uint8_t* data, size_t size, const uint8_t** message, size_t* message_bytes);
   bool bad() const { return bad_; }
   void fetch(Handle asked, bool here = false);
+  bool is_fetching(Handle asked) const { return fetching_.count(asked) != 0; }
   void send_message(const std::string& body);
   std::string export_ref(Handle h);
   Handle import_ref(const std::string& ref);
@@ -285,6 +286,7 @@ class Link {
   std::unordered_map<Handle, Held> held_;          // by our record
   std::unordered_map<uint64_t, Handle> mirrors_;   // by the peer's handle
   std::vector<FetchWait> fetch_waits_;
+  std::unordered_set<Handle> fetching_;  // asked for at the peer, until all of it is here, or will not come
   std::vector<Bulk> bulk_;
   std::unordered_map<Handle, Handle> fetched_copies_;  // asked for -> the copy there
   std::vector<Copy> elsewhere_, copies_;

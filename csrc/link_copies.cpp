@@ -15,11 +15,13 @@ void Link::on_elsewhere(Reader& in) {
   Handle h = in.get<uint64_t>();
   uint64_t node = in.get<uint64_t>();
   Handle there = in.get<uint64_t>();
+  fetching_.erase(h);
   if (in.bad() || !mirrors(h)) return;
   elsewhere_.push_back(Copy{h, node, there});
 }
 
 void Link::fetch_copy(Handle asked, Handle there) {
+  if (!fetching_.insert(asked).second) return;
   fetched_copies_[asked] = there;
   writer_.begin(kFrameFetch);
   writer_.put(there);

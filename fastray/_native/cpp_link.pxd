@@ -59,6 +59,7 @@ cdef extern from "link.h" namespace "fastray" nogil:
         void send_cancel(Handle task, cbool force)
         uint64_t bytes_there(Handle task)
         cbool holds(Handle h)
+        cbool is_fetching(Handle asked)
         @staticmethod
         uint64_t value_bytes(const Segment& segment, const Record& r)
         void know(uint32_t number, LocalFunction function)

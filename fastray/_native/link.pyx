@@ -393,6 +393,10 @@ cdef class Link:
         """`here`: the peer is not to say where else it is."""
         self.link.fetch(asked, here)
 
+    def is_fetching(self, Handle asked):
+        """Asked for at the peer, and not all here."""
+        return bool(self.link.is_fetching(asked))
+
     # ---- copies -------------------------------------------------------------------------------------
 
     def take_elsewhere(self):

@@ -38,9 +38,9 @@ NAMED = re.compile(r"([0-9a-f]{32})@(\d+)")
 
 
 class Packages:
-    """Those of one node. `peers()`: the nodes that can be asked."""
+    """Those of one node. `peers(number, seconds)`: the nodes that can be asked, that one first, which is waited for."""
 
-    def __init__(self, agent: Agent, bulk: Bulk, peers: Callable[[], list[Peer]]) -> None:
+    def __init__(self, agent: Agent, bulk: Bulk, peers: Callable[[int, float], list[Peer]]) -> None:
         self._agent = agent
         self._bulk = bulk
         self._peers = peers
@@ -76,7 +76,7 @@ class Packages:
         if os.path.exists(target):
             return ""
         why = f"node {origin:016x}, which has it, is not there"
-        for peer in sorted(self._peers(), key=lambda peer: peer.number != origin):
+        for peer in self._peers(origin, ADDRESS_WAIT_S):
             problem = self._fetch_from(peer, digest, target)
             if not problem:
                 return ""

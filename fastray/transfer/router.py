@@ -71,7 +71,7 @@ class Router:
         self.number = number_of(agent.node_id)
         self.peers: dict[int, Peer] = {}
         self._rows: dict[bytes, Node] = {}
-        self._news = threading.Condition(self.lock)  # of them
+        self._news = threading.Condition(self.lock)  # of them, and of peers
         self._closed = False
         sys.setswitchinterval(SWITCH_S)
         self._swept = 0.0
@@ -82,7 +82,7 @@ class Router:
         self._tls = auth.load_tls()
         self._server = Server(agent.token, self._accept)
         self._bulk = Bulk(agent, self._tls, self._bulk_done)
-        self._packages = Packages(agent, self._bulk, lambda: list(self.peers.values()))
+        self._packages = Packages(agent, self._bulk, self._peers_with)
         self._flight_address = ""
         agent.attachment.activate()
         self.functions = Functions(agent.attachment, agent.path)
@@ -142,6 +142,7 @@ class Router:
     def _gone(self, node_id: bytes, reason: str) -> None:
         with self.lock:
             self._rows.pop(node_id, None)
+            self._news.notify_all()
             peer = self.peers.get(number_of(node_id))
         if peer is not None:
             peer.stream.end(f"the node is dead: {reason}")
@@ -198,11 +199,24 @@ class Router:
             before = self.peers.get(peer.number)
             stream.on_batch, stream.on_end, stream.on_drained = on_batch, on_end, native.wake
             self.peers[peer.number] = peer
+            self._news.notify_all()
             if self._flight_address:
                 peer.send_message("flight", self._flight_address)
         if before is not None:
             before.stream.end("the node connected again")
         native.wake()
+
+    def _peers_with(self, number: int, wait_s: float) -> list[Peer]:
+        """All, as soon as the node with this number is among them, or is known to be none of the cluster."""
+
+        def known() -> bool:
+            nodes = self.agent.nodes
+            gone = self.agent.node_id in nodes and number not in map(number_of, list(nodes))
+            return number in self.peers or gone or self._closed
+
+        with self._news:
+            self._news.wait_for(known, wait_s)
+            return sorted(self.peers.values(), key=lambda peer: peer.number != number)
 
     def _disconnect(self, peer: Peer, reason: str) -> None:
         with self.lock:
@@ -240,6 +254,8 @@ class Router:
         self.agent.demands.begin_round()
         for handle, number in native.take_asked():
             peer = self.peers.get(number)
+            if any(other.link.is_fetching(handle) for other in self.peers.values()):
+                continue  # asked for twice
             if peer is None:
                 native.give_up_asked(handle)
             else:

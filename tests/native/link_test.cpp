@@ -106,19 +106,25 @@ void bring(Pair& p, const Link::Bulk& bulk) {
   memcpy(to.buffer(0), from.buffer(0), from.buffer_bytes[0]);
 }
 
-void large_arguments_come_before_the_task_runs() {
-  Pair p;
-  Handle small = put(*p.a.driver, 10, 300);
-  Handle task = submit_with(p.a, kHuge, {small});
+// Sends it; what the importer is to bring for it.
+Link::Bulk send_huge(Pair& p, Handle task) {
   CHECK(p.a.link->claim(kRouted, 10) == 1);
   p.a.link->send_staged();
   CHECK(p.a.link->out_bytes() < 2000);
   Pair::carry(p.a, p.b);
   std::vector<Link::Bulk> expected = p.b.link->take_bulk();
   CHECK(expected.size() == 1 && expected[0].remote == task && drain(*p.b.worker) == 0);
-  bring(p, expected[0]);
-  CHECK(!p.b.link->finish_bulk(expected[0], true));
-  Handle there = expected[0].task;
+  return expected[0];
+}
+
+void large_arguments_come_before_the_task_runs() {
+  Pair p;
+  Handle small = put(*p.a.driver, 10, 300);
+  Handle task = submit_with(p.a, kHuge, {small});
+  Link::Bulk expected = send_huge(p, task);
+  bring(p, expected);
+  CHECK(!p.b.link->finish_bulk(expected, true));
+  Handle there = expected.task;
   PayloadView view = Process::view_payload(p.b.session.segment, p.b.session.segment.record(there).args_heap.offset);
   CHECK(view.header->dependencies == 2 && view.codec[kHuge - 1] == 5 && view.buffer(0)[kHuge - 1] == 6);
   CHECK(drain(*p.b.worker) == 1);
@@ -133,12 +139,9 @@ void large_arguments_come_before_the_task_runs() {
 void large_arguments_that_do_not_come_fail_what_waits_for_them() {
   Pair p;
   Handle task = submit_with(p.a, kHuge);
-  CHECK(p.a.link->claim(kRouted, 10) == 1);
-  p.send();
-  std::vector<Link::Bulk> expected = p.b.link->take_bulk();
-  CHECK(expected.size() == 1);
-  CHECK(!p.b.link->finish_bulk(expected[0], false));
-  const Record& there = p.b.session.segment.record(expected[0].local);  // a worker that finds it fails the task
+  Link::Bulk expected = send_huge(p, task);
+  CHECK(!p.b.link->finish_bulk(expected, false));
+  const Record& there = p.b.session.segment.record(expected.local);  // a worker that finds it fails the task
   CHECK(state_of(there.state.load()) == kFailed);
   CHECK(drain(*p.b.worker) == 1);
   p.answer();
@@ -153,21 +156,18 @@ void large_arguments_outlive_their_task() {
   for (bool down : {false, true}) {
     Pair p;
     Handle task = submit_with(p.a, kHuge);
-    CHECK(p.a.link->claim(kRouted, 10) == 1);
-    p.send();
-    std::vector<Link::Bulk> expected = p.b.link->take_bulk();
-    CHECK(expected.size() == 1);
+    Link::Bulk expected = send_huge(p, task);
     if (down) {
       p.b.link->down("");
     } else {
       int running;
-      CHECK(p.b.agent->cancel(expected[0].task, &running));
+      CHECK(p.b.agent->cancel(expected.task, &running));
       p.answer();
       CHECK(p.a.driver->sealed(task));
     }
     (void)p.b.objects();
-    bring(p, expected[0]);
-    CHECK(!p.b.link->finish_bulk(expected[0], true) && drain(*p.b.worker) == 0);
+    bring(p, expected);
+    CHECK(!p.b.link->finish_bulk(expected, true) && drain(*p.b.worker) == 0);
     for (int i = 0; i < 3; ++i) (void)p.b.objects();
     CHECK(p.b.objects() <= kRings);
   }

@@ -51,10 +51,38 @@ void a_late_end_of_a_transfer() {
   CHECK(p.a.objects() < kRings && p.b.objects() < kRings);
 }
 
+// Asked for again while it is on its way, as after a queue that named it twice: it comes once.
+void a_value_that_is_asked_for_twice() {
+  Pair p;
+  Handle h = p.a.submit_routed();
+  CHECK(p.a.link->claim(kRouted, 1) == 1);
+  p.send();
+  run_huge(*p.b.worker);
+  p.answer();
+  (void)p.a.driver->mark_awaited(&h, 1);
+  std::vector<Handle> queued;
+  p.a.agent->take_asked(&queued);
+  CHECK(queued == std::vector<Handle>{h} && !p.a.link->is_fetching(h));
+  p.a.link->fetch(h);
+  p.a.link->fetch(h);
+  CHECK(p.a.link->is_fetching(h));
+  Pair::carry(p.a, p.b);
+  Pair::carry(p.b, p.a);
+  std::vector<Link::Bulk> bulk = p.a.link->take_bulk();
+  CHECK(bulk.size() == 1 && p.a.link->is_fetching(h));
+  p.a.link->fetch(h);  // where it is away stands no more in its record
+  CHECK(p.a.link->out_bytes() == 0);
+  CHECK(p.a.link->finish_bulk(bulk[0], true) && p.a.driver->sealed(h) && !p.a.link->is_fetching(h));
+  p.a.driver->drop(h);
+  for (int i = 0; i < 4; ++i) p.talk();
+  CHECK(p.a.objects() < kRings && p.b.objects() < kRings);
+}
+
 }  // namespace
 
 int main() {
   a_late_end_of_a_transfer();
+  a_value_that_is_asked_for_twice();
   puts("ok");
   return 0;
 }
