@@ -259,6 +259,11 @@ class Agent:
         with self.lock:
             return {row.job_id for row in self._job_table.values() if row.state != RUNNING}
 
+    def known_jobs(self) -> set[int]:
+        """Of those, and those that run."""
+        with self.lock:
+            return {row.job_id for row in self._job_table.values()}
+
     def node_views(self) -> list[NodeView]:
         """The nodes that are alive, with what they last said is free, and nothing assumed."""
         with self.lock:

@@ -214,11 +214,12 @@ class GroupKeeper:
         )
 
     def _end_jobless(self, now: float, nodes: dict[bytes, int]) -> None:
-        ended = self._agent.ended_jobs()
+        ended, known = self._agent.ended_jobs(), self._agent.known_jobs()
         jobless = {
             row.group_id
             for row in self.rows.values()
-            if row.state != REMOVED and not row.detached and row.job in ended
+            if row.state != REMOVED and not row.detached
+            if row.job in ended or (row.job not in known and row.node not in nodes)  # it died before it was told of
             if not (row.in_actor and row.node in nodes)
         }
         self._jobless = {group_id: self._jobless.get(group_id, now) for group_id in jobless}

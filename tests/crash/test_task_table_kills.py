@@ -83,9 +83,8 @@ def test_what_runs_on_under_the_next_agent_has_not_failed(pair, tmp_path):
     fastray.wait(refs, num_returns=2, timeout=GET_S)
     assert eventually(lambda: counts("hold") == {"FINISHED": 1, "FAILED": 1})
     (bad,) = attempts("hold", state="FAILED")
-    assert (bad.task_id, bad.error_message, bad.start_time_ms) == (
-        refs[1].task_id(), "ValueError: after all", began[bad.task_id],
-    )  # fmt: skip
+    assert (bad.task_id, bad.error_message) == (refs[1].task_id(), "ValueError: after all")
+    assert abs(bad.start_time_ms - began[bad.task_id]) <= 5  # two clocks: of the task's own events, and of its failure
 
 
 def test_what_ended_without_an_agent_is_told_by_the_next_one(pair, tmp_path):
