@@ -1,5 +1,5 @@
-"""Rows of a placement group come by two ways, as events and as answers: the older one is not taken for news. Which groups
-have lost their job."""
+"""Rows of a placement group come by two ways, as events and as answers: the older one is not taken for news. And which
+groups have lost their job."""
 
 from __future__ import annotations
 
