@@ -193,14 +193,18 @@ def hold_actor(Handle creation):
     return ref, info
 
 
+cdef int pid_of(Actor* actor):
+    """Of its process, wherever that is; 0: there is none, or its node has not said yet."""
+    cdef uint32_t slot = actor.slot.load()
+    if actor.flags.load() & kActorForeign:
+        return actor.host_pid.load()
+    return session.process.segment().proc(slot).pid if slot else 0
+
+
 def actor_state(ObjectRef creation):
     """(state, pid of its worker or 0, restarts, end, name, namespace, detached) of an actor."""
     cdef Actor* actor = &session.process.segment().actor(actor_index(creation))
-    cdef uint32_t slot = actor.slot.load()
-    pid = session.process.segment().proc(slot).pid if slot else 0
-    if actor.flags.load() & kActorForeign:
-        pid = actor.host_pid.load()
-    return (actor.state.load(), pid, actor.restarts.load(), actor.end.load(),
+    return (actor.state.load(), pid_of(actor), actor.restarts.load(), actor.end.load(),
             (<bytes>actor.name).decode("utf-8", "replace"), (<bytes>actor.name_space).decode("utf-8", "replace"),
             bool(actor.flags.load() & kActorDetached))
 
@@ -214,7 +218,9 @@ def wait_for_end(ObjectRef creation, int pid, int64_t timeout_ns):
     cdef uint32_t seen
     while True:
         seen = p.wake_word()  # the node wakes everyone after a death
-        if actor.state.load() >= kActorDead or p.segment().proc(actor.slot.load()).pid != pid:
+        if actor.state.load() >= kActorDead or (pid != 0 and pid_of(actor) != pid):
+            return True
+        if pid == 0 and not actor.flags.load() & kActorForeign:  # it has no process
             return True
         if now_ns() >= end:
             return False

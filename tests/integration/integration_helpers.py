@@ -76,7 +76,9 @@ def _command(source, folder, arguments, inline):
     if inline:
         return [sys.executable, "-c", text, *map(str, arguments)]
     path = Path(folder, "program.py")
-    path.write_text(text)
+    draft = Path(folder, "program.draft")
+    draft.write_text(text)
+    draft.replace(path)  # another program may just be reading it
     return [sys.executable, str(path), *map(str, arguments)]
 
 
